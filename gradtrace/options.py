@@ -1,0 +1,116 @@
+"""Arguments of `gradtrace(...)`, checked before the loop begins."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+
+def check_models(model: Any) -> dict[str, nn.Module]:
+    """Models by prefix; a single one has the prefix "".
+
+    Raises TypeError for what is no module, ValueError where there is no parameter to watch.
+    """
+    if isinstance(model, nn.Module):
+        models = {"": model}
+    elif isinstance(model, Mapping):
+        models = dict(model)
+        for key, value in models.items():
+            if not isinstance(key, str) or not key or not isinstance(value, nn.Module):
+                raise TypeError(
+                    f"model has the entry {key!r}: {type(value).__name__}; expected names mapped "
+                    'to torch.nn.Module objects, such as {"generator": g, "critic": c}'
+                )
+    else:
+        raise TypeError(
+            f"model is a {type(model).__name__}; expected a torch.nn.Module, or a mapping of names "
+            "to modules: pass the model itself"
+        )
+    if not any(True for m in models.values() for _ in m.parameters()):
+        raise ValueError(
+            "the model has no parameters, so there is nothing to trace: pass the module whose "
+            "parameters the optimizer updates (after its lazy layers have been initialised)"
+        )
+    return models
+
+
+def check_loaders(loader: Any) -> list[DataLoader[Any]]:
+    """The loaders to watch. Raises TypeError for anything but DataLoaders."""
+    if loader is None:
+        return []
+    found = [loader] if isinstance(loader, DataLoader) else loader
+    if isinstance(found, Iterable) and not isinstance(found, (str, bytes, Mapping)):
+        found = list(found) if isinstance(found, (list, tuple, set)) else None
+        if found is not None and all(isinstance(one, DataLoader) for one in found):
+            return found
+    raise TypeError(
+        f"loader is a {type(loader).__name__}; expected a torch DataLoader or a list of them: for "
+        "any other iterable write `for batch in trace.batches(iterable):`"
+    )
+
+
+def check_callable(name: str, value: Any) -> Any:
+    """`value` if it is None or callable; TypeError otherwise."""
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; expected a callable from a batch to its ids, or "
+            "None"
+        )
+    return value
+
+
+def check_positive(name: str, value: Any, unit: str) -> None:
+    """Raises TypeError or ValueError unless `value` is a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r}; expected a number of {unit} above 0")
+    if not value > 0:
+        raise ValueError(f"{name} is {value!r}; expected a number of {unit} above 0")
+
+
+def check_directory(directory: Any) -> Path | None:
+    """The directory for runs; ValueError where a file stands in its place."""
+    if directory is None:
+        return None
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"directory is {str(path)!r}, which is a file; expected a folder for runs (made when "
+            "missing) or None to keep nothing on disk"
+        )
+    return path
+
+
+def new_run_name() -> str:
+    """Date, time and a short random suffix."""
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks, from torch.distributed if it is set up."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    try:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    except ValueError:
+        return 0, 1
+
+
+def versions() -> dict[str, str]:
+    """What numbers may depend on."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("gradtrace", "numpy", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,354 @@
+"""How records look on disk: Arrow batches for steps and layer tables, JSON lines for events.
+
+Pure translation, both ways; nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gradtrace.records import (
+    EVENT_TYPES,
+    TABLE_COLUMNS,
+    BatchRef,
+    Clip,
+    Event,
+    LayerTable,
+    StepRecord,
+    event_from_dict,
+    event_to_dict,
+)
+
+STEPS = "steps"
+LAYER_TABLES = tuple(TABLE_COLUMNS)
+
+_F = pa.float64()
+_I = pa.int64()
+
+_STEP_SCHEMA = pa.schema(
+    [
+        ("step", _I),
+        ("time", _F),
+        ("seconds", _F),
+        ("loss", _F),
+        ("grad_norm", _F),
+        ("lr", pa.list_(_F)),
+        ("clip_kind", pa.string()),
+        ("clip_threshold", _F),
+        ("clip_coefficient", _F),
+        ("clipped", pa.bool_()),
+        ("norm_after", _F),
+        ("epoch", _I),
+        ("batch_index", _I),
+        ("ordinal", _I),
+        ("scale", _F),
+        # What the columns above leave out of a StepRecord.
+        ("losses", pa.list_(_F)),
+        ("norm_before", _F),
+        ("clip_calls", _I),
+        ("batches", pa.string()),
+        ("logged", pa.string()),
+        ("rank", _I),
+        ("overhead", _F),
+        ("skipped", pa.bool_()),
+        ("layers", pa.list_(pa.int32())),
+    ]
+)
+
+
+def _layer_schema(table: str, layer: Any) -> Any:
+    columns = [(column, _F) for column in TABLE_COLUMNS[table]]
+    return pa.schema([("step", _I), ("layer", layer), *columns])
+
+
+SCHEMAS: dict[str, Any] = {STEPS: _STEP_SCHEMA} | {
+    table: _layer_schema(table, pa.dictionary(pa.int32(), pa.string())) for table in LAYER_TABLES
+}
+"""Arrow schemas by table, as stored. `layers` in `steps` holds the row count of each layer
+table in the order of `LAYER_TABLES`, null where it was not sampled."""
+
+PLAIN_SCHEMAS: dict[str, Any] = {STEPS: _STEP_SCHEMA} | {
+    table: _layer_schema(table, pa.string()) for table in LAYER_TABLES
+}
+"""The same with layer names as plain strings, as handed to users."""
+
+_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def jsonable(value: Any, depth: int = 0) -> Any:
+    """`value` in terms JSON knows: NaN and infinities as strings, paths as text, the rest `repr`.
+
+    Never raises: an object whose `repr` fails is named by its type.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if depth < 16:
+        if isinstance(value, Mapping):
+            return {str(key): jsonable(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [jsonable(item, depth + 1) for item in value]
+    try:
+        return repr(value)
+    except Exception:  # a user's object may do anything in its repr
+        return f"<{type(value).__name__}>"
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON text of anything, see `jsonable`; fast for what is strict already."""
+    separators = (",", ":") if indent is None else None
+    try:
+        return json.dumps(value, allow_nan=False, separators=separators, indent=indent)
+    except (TypeError, ValueError):
+        return json.dumps(jsonable(value), allow_nan=False, separators=separators, indent=indent)
+
+
+def steps_batch(records: Sequence[StepRecord]) -> Any:
+    """One row per record, in the order given, without the layer tables' values."""
+    columns = zip(*map(_row, records), strict=True)
+    arrays = [
+        pa.array(column, type=field.type)
+        for column, field in zip(columns, _STEP_SCHEMA, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=_STEP_SCHEMA)
+
+
+def _row(record: StepRecord) -> tuple[Any, ...]:
+    clip = record.clip
+    first = record.batches[0] if record.batches else None
+    tables = (
+        record.gradients,
+        record.weights,
+        record.activations,
+        record.signals,
+        record.updates,
+    )
+    return (
+        record.step,
+        record.time,
+        record.seconds,
+        record.loss,
+        record.grad_norm,
+        record.lr,
+        *(
+            (clip.kind, clip.threshold, clip.coefficient, clip.clipped, clip.norm_after)
+            if clip
+            else (None, None, None, None, None)
+        ),
+        *((first.epoch, first.batch_index, first.ordinal) if first else (None, None, None)),
+        record.scale,
+        record.losses,
+        clip.norm_before if clip else None,
+        clip.calls if clip else None,
+        to_json([(b.epoch, b.batch_index, b.ordinal, b.sample_ids) for b in record.batches])
+        if first
+        else None,
+        to_json(dict(record.logged)) if record.logged else None,
+        record.rank,
+        record.overhead,
+        record.skipped,
+        [None if table is None else len(table) for table in tables],
+    )
+
+
+def step_rows(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a `steps` batch as mappings, for `row_record`."""
+    names = batch.schema.names
+    columns = (column.to_pylist() for column in batch.columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def row_record(row: Mapping[str, Any], tables: Mapping[str, LayerTable | None]) -> StepRecord:
+    """The StepRecord of a row of `steps` and its layer tables; the inverse of `steps_batch`."""
+    clip = None
+    if row["clip_kind"] is not None:
+        clip = Clip(
+            kind=row["clip_kind"],
+            threshold=row["clip_threshold"],
+            norm_before=row["norm_before"],
+            norm_after=row["norm_after"],
+            coefficient=row["clip_coefficient"],
+            clipped=row["clipped"],
+            calls=row["clip_calls"],
+        )
+    logged = json.loads(row["logged"]) if row["logged"] else {}
+    return StepRecord(
+        step=row["step"],
+        time=row["time"],
+        seconds=row["seconds"],
+        loss=row["loss"],
+        losses=tuple(row["losses"] or ()),
+        lr=tuple(row["lr"] or ()),
+        grad_norm=row["grad_norm"],
+        clip=clip,
+        batches=tuple(
+            BatchRef(epoch, index, ordinal, None if ids is None else tuple(ids))
+            for epoch, index, ordinal, ids in json.loads(row["batches"] or "[]")
+        ),
+        scale=row["scale"],
+        logged={key: _float(value) for key, value in logged.items()},
+        rank=row["rank"] or 0,
+        overhead=row["overhead"] or 0.0,
+        skipped=bool(row["skipped"]),
+        gradients=tables.get("gradients"),
+        weights=tables.get("weights"),
+        activations=tables.get("activations"),
+        signals=tables.get("signals"),
+        updates=tables.get("updates"),
+    )
+
+
+class LayerEncoder:
+    """Turns one table's `LayerTable`s into batches that share one growing dictionary of names."""
+
+    def __init__(self, table: str) -> None:
+        self._schema = SCHEMAS[table]
+        self._columns = TABLE_COLUMNS[table]
+        self._positions: dict[str, int] = {}
+        self._dictionary = pa.array([], pa.string())
+        self._indices: dict[tuple[str, ...], npt.NDArray[np.int32]] = {}
+
+    def encode(self, tables: Sequence[tuple[int, LayerTable]]) -> Any:
+        """One batch for `(step, table)` pairs; at least one pair. A few whole-array calls.
+
+        Columns are matched by name, absent ones become NaN. Raises ValueError when `values` is
+        not [layers, columns].
+        """
+        indices = [self._index(table.names) for _, table in tables]
+        values = np.concatenate([self._values(table) for _, table in tables])
+        steps = np.repeat(
+            np.array([step for step, _ in tables], np.int64), [len(index) for index in indices]
+        )
+        if len(self._dictionary) != len(self._positions):
+            # Arrow wants UTF-8; a name with a lone surrogate is stored escaped.
+            text = [n.encode("utf-8", "backslashreplace").decode() for n in self._positions]
+            self._dictionary = pa.array(text, pa.string())
+        layers = pa.DictionaryArray.from_arrays(np.concatenate(indices), self._dictionary)
+        arrays = [pa.array(steps), layers, *map(pa.array, np.ascontiguousarray(values.T))]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def _index(self, names: tuple[str, ...]) -> npt.NDArray[np.int32]:
+        index = self._indices.get(names)
+        if index is None:
+            if len(self._indices) >= 64:  # names that change every step must not pile up
+                self._indices.clear()
+            positions = self._positions
+            index = np.array([positions.setdefault(n, len(positions)) for n in names], np.int32)
+            self._indices[names] = index
+        return index
+
+    def _values(self, table: LayerTable) -> npt.NDArray[np.float64]:
+        values = np.asarray(table.values, np.float64)
+        if values.shape != (len(table.names), len(table.columns)):
+            raise ValueError(
+                f"layer table of shape {values.shape}; expected {len(table.names)} layers by "
+                f"{len(table.columns)} columns"
+            )
+        if table.columns == self._columns:
+            return values
+        missing = np.full(len(table.names), np.nan)
+        known = dict(zip(table.columns, values.T, strict=True))
+        return np.stack([known.get(column, missing) for column in self._columns], axis=1)
+
+
+class LayerRows:
+    """One layer-table batch, ready to be asked for a step; the inverse of `LayerEncoder`."""
+
+    def __init__(self, table: str, batch: Any) -> None:
+        self._columns = TABLE_COLUMNS[table]
+        self._names = batch.column("layer").dictionary.to_pylist()
+        self._indices = batch.column("layer").indices.to_numpy(zero_copy_only=False)
+        self._values = np.stack(
+            [batch.column(c).to_numpy(zero_copy_only=False) for c in self._columns], axis=1
+        )
+        steps = batch.column("step").to_numpy(zero_copy_only=False)
+        self._steps, self._starts = np.unique(steps, return_index=True)
+        self._ends = np.append(self._starts[1:], len(steps))
+        self._known: tuple[npt.NDArray[np.int32], tuple[str, ...]] | None = None
+        self.last = int(self._steps[-1]) if len(steps) else -1
+
+    def find(self, step: int) -> LayerTable | None:
+        """The table of `step`, None when it is not in this batch. Copies its rows."""
+        at = int(np.searchsorted(self._steps, step))
+        if at >= len(self._steps) or self._steps[at] != step:
+            return None
+        rows = slice(int(self._starts[at]), int(self._ends[at]))
+        index = self._indices[rows]
+        if self._known is None or not np.array_equal(self._known[0], index):
+            self._known = (index, tuple(self._names[i] for i in index))
+        return LayerTable(self._known[1], self._values[rows].copy(), self._columns)
+
+
+def event_line(event: Event) -> bytes:
+    """One line of `events.jsonl`, newline included, strict JSON."""
+    return to_json(event_to_dict(event)).encode() + b"\n"
+
+
+def parse_event(line: bytes) -> Event | None:
+    """The event of a line; None for what is torn, foreign or of a kind not known here."""
+    try:
+        data = json.loads(line)
+        hints = _hints(data["kind"])
+        return event_from_dict(
+            {key: _revive(value, hints.get(key, Any)) for key, value in data.items()}
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+@functools.cache
+def _hints(kind: str) -> dict[str, Any]:
+    return typing.get_type_hints(EVENT_TYPES[kind])
+
+
+def _float(value: Any) -> Any:
+    return _NONFINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _revive(value: Any, hint: Any) -> Any:
+    """What JSON flattened, as the annotation says it was: non-finite floats, tuples, records."""
+    if hint is float:
+        return _float(value)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        fitting = _fitting(value, arguments)
+        return _revive(value, fitting[0]) if len(fitting) == 1 else value
+    if origin is tuple and isinstance(value, list):
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_revive(item, arguments[0]) for item in value)
+        return tuple(_revive(v, a) for v, a in zip(value, arguments, strict=True))
+    if isinstance(value, dict) and len(arguments) == 2:
+        key_type = int if arguments[0] is int else str
+        return {key_type(key): _revive(item, arguments[1]) for key, item in value.items()}
+    if isinstance(value, list) and len(arguments) == 1:
+        return [_revive(item, arguments[0]) for item in value]
+    if isinstance(value, dict) and dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = typing.get_type_hints(hint)
+        return hint(**{key: _revive(item, hints[key]) for key, item in value.items()})
+    return value
+
+
+def _fitting(value: Any, hints: Iterable[Any]) -> list[Any]:
+    """The members of a union that `value` may have been."""
+    if value is None:
+        return []
+    if isinstance(value, str) and str in hints:
+        return [str]
+    return [hint for hint in hints if hint not in (type(None), str)]

@@ -1,0 +1,90 @@
+"""How often each kind of measurement is taken, and of which layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+
+class Due(NamedTuple):
+    """What one step measures. `full` asks for the statistics that cost accelerators extra passes."""
+
+    gradients: bool
+    activations: bool
+    updates: bool
+    full: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Every how many optimizer steps each kind is measured; 0 = never.
+
+    `gradients`: per-layer gradient statistics and the global norm. `activations`: outputs of
+    modules and the gradients arriving at them (signals). `updates`: weights and update sizes.
+    Everything that is not 0 is measured on the `first` steps and on the `burst` steps after a
+    spike. `include` and `exclude` are globs over layer names (`"encoder.*"`); exclude wins.
+    `histograms` is reserved and must be 0.
+
+    Raises TypeError or ValueError for cadences that are no non-negative integers and for globs
+    that are no strings.
+    """
+
+    gradients: int = 1
+    activations: int = 50
+    updates: int = 50
+    histograms: int = 0
+    first: int = 10
+    burst: int = 5
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("include", "exclude"):
+                if isinstance(value, str) or not all(isinstance(glob, str) for glob in value):
+                    raise TypeError(
+                        f"Sampling.{f.name} is {value!r}; expected a sequence of globs such as "
+                        f'("encoder.*",): wrap a single glob in a tuple'
+                    )
+                object.__setattr__(self, f.name, tuple(value))
+            elif isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(
+                    f"Sampling.{f.name} is {value!r}; expected a number of steps (an int >= 0)"
+                )
+            elif value < 0:
+                raise ValueError(
+                    f"Sampling.{f.name} is {value}; expected a number of steps >= 0: "
+                    "use 0 to switch it off"
+                )
+        if self.histograms:
+            raise ValueError(
+                f"Sampling.histograms is {self.histograms}, but this version measures none: "
+                "leave it at 0"
+            )
+
+    def due(self, step: int, burst_until: int = -1) -> Due:
+        """What `step` (0-based) measures; steps below `burst_until` measure everything.
+
+        Depends on the step number alone, so that all ranks decide alike.
+        """
+        everything = step < self.first or step < burst_until
+
+        def on(every: int) -> bool:
+            return every > 0 and (everything or step % every == 0)
+
+        updates = on(self.updates)
+        return Due(
+            gradients=on(self.gradients),
+            activations=on(self.activations),
+            updates=updates,
+            full=everything or updates,
+        )
+
+    def selects(self, name: str) -> bool:
+        """Whether a layer of this name is measured."""
+        return any(fnmatchcase(name, glob) for glob in self.include) and not any(
+            fnmatchcase(name, glob) for glob in self.exclude
+        )

@@ -1,0 +1,1 @@
+"""Interceptions of PyTorch, one a file: the only code that knows its internals."""

@@ -1,0 +1,182 @@
+"""Outputs of modules and the gradients that arrive at them, through one global forward hook.
+
+No hook is put on a module: `deepcopy`, `torch.save`, `torch.jit.script` and the transformer fast
+path see the model as it is. No module backward hook either, for those break in-place operations; a
+hook on the output tensor does not. Values are measured inside the hook, for a later in-place
+operation may overwrite them, and no tensor is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from gradtrace.measure.chunks import Accumulator, is_measurable
+from gradtrace.taps.backward import in_backward
+
+
+class ModuleStore(Protocol):
+    """Where measured outputs go; the accumulators are the open step's."""
+
+    activations: Accumulator
+    signals: Accumulator
+    module_names: list[str]
+
+
+class ModuleTap:
+    """Watches the modules in `names` (by id), on the steps for which it is armed.
+
+    `guard` wraps the hooks' bodies. Rows are numbered in the order in which modules first run.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        store: ModuleStore,
+        guard: Callable[[str, Callable[..., None]], Callable[..., None]],
+    ) -> None:
+        self._names = names
+        self._store = store
+        self._positions: dict[str, int] = {}
+        self._forward: set[int] = set()
+        self._recomputed: set[tuple[int, int]] = set()
+        self._handle: Any = None
+        self._last: _Last | None = None
+        self._output = guard("the activation tap", self._seen)
+        self._signal = guard("the signal tap", self._arrived)
+
+    def arm(self, on: bool) -> None:
+        """A new step begins; `on` tells whether it measures activations."""
+        self._forward.clear()
+        self._recomputed.clear()
+        self._last = None
+        if on and self._handle is None:
+            self._handle = register_module_forward_hook(self._hook)
+        elif not on:
+            self.disarm()
+
+    def disarm(self) -> None:
+        """Takes the global hook away."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def order(self) -> Mapping[str, int]:
+        """The rank of each module in the order of first execution."""
+        return self._positions
+
+    def _hook(self, module: nn.Module, args: Any, output: Any) -> None:
+        # Must come first: the compiler then drops the hook, instead of falling back to eager.
+        if torch.compiler.is_compiling():
+            return
+        name = self._names.get(id(module))
+        if name is not None:
+            self._output(name, output)
+
+    def _seen(self, name: str, output: Any) -> None:
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():
+            return
+        position = self._positions.get(name)
+        if position is None:
+            position = self._positions[name] = len(self._positions)
+            self._store.module_names.append(name)
+        if in_backward():
+            # A checkpointed region runs again: count only what its forward could not show.
+            run = (torch._C._current_graph_task_id(), position)
+            if position in self._forward or run in self._recomputed:
+                return
+            self._recomputed.add(run)
+        else:
+            self._forward.add(position)
+        tensor = main_tensor(output)
+        if tensor is None:
+            return
+        with torch.no_grad():
+            last, store = self._last, self._store.activations
+            if last is not None and last.is_same(tensor, store):
+                # A container passing on what its last child returned.
+                store.again(position)
+                last.listeners.append(position)
+                return
+            store.add(position, tensor)
+        listeners = [position]
+        self._last = _Last(weakref.ref(tensor), tensor._version, store, listeners)
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: self._signal(listeners, gradient))
+
+    def _arrived(self, listeners: list[int], gradient: Tensor) -> None:
+        store = self._store.signals
+        with torch.no_grad():
+            if is_measurable(gradient) and store.add(listeners[0], gradient):
+                for position in listeners[1:]:
+                    store.again(position)
+
+
+@dataclasses.dataclass(slots=True)
+class _Last:
+    tensor: weakref.ref[Tensor]
+    version: int
+    store: Accumulator
+    listeners: list[int]
+
+    def is_same(self, tensor: Tensor, store: Accumulator) -> bool:
+        return (
+            self.store is store and self.tensor() is tensor and self.version == tensor._version
+        )
+
+
+def module_names(
+    models: Mapping[str, nn.Module],
+    qualified: Callable[[str, str], str],
+    selects: Callable[[str], bool],
+) -> dict[int, str]:
+    """The selected modules by id, each under its first name.
+
+    A model's root is left out, for its output is its last layer's; a root without children goes
+    by its class's name.
+    """
+    names: dict[int, str] = {}
+    for prefix, model in models.items():
+        for path, module in model.named_modules():
+            name = qualified(prefix, path)
+            if name == prefix:
+                if any(True for _ in module.children()):
+                    continue
+                name = prefix or type(module).__name__
+            if id(module) not in names and selects(name):
+                names[id(module)] = name
+    return names
+
+
+def main_tensor(output: Any, depth: int = 3) -> Tensor | None:
+    """The tensor that stands for a module's output: the first one with more than one value.
+
+    Looks into tuples, lists, mappings and dataclasses (so also into packed sequences and the
+    outputs of Hugging Face models).
+    """
+    if isinstance(output, Tensor):
+        return output if is_measurable(output) and output.numel() else None
+    if depth == 0 or output is None:
+        return None
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    elif isinstance(output, (tuple, list)):
+        parts = list(output)
+    elif dataclasses.is_dataclass(output):
+        parts = [getattr(output, f.name) for f in dataclasses.fields(output)]
+    else:
+        return None
+    scalar = None
+    for part in parts:
+        tensor = main_tensor(part, depth - 1)
+        if tensor is not None:
+            if tensor.numel() > 1:
+                return tensor
+            scalar = tensor if scalar is None else scalar
+    return scalar
