@@ -73,6 +73,7 @@ class Collector:
         self._shown: tuple[bytes, Positions] = (b"", np.empty(0, dtype=np.intp))
         self._on_open: list[Callable[[Due], None]] = []
         self.module_names: list[str] = []
+        self._modules: tuple[str, ...] = ()
         self.burst_until = -1
         self._readable = all(p.device.type != "meta" for p in parameters.tensors)
         self._open_part(0)
@@ -236,7 +237,9 @@ class Collector:
         return True
 
     def after_step(self, optimizer: Optimizer, *, closure: bool, in_backward: bool) -> None:
-        """The outermost `step` of one of our optimizers returned."""
+        """The outermost `step` of an optimizer returned."""
+        if not self._positions_of(optimizer):
+            return
         if closure and self.open.due.gradients:
             self._read_gradients(self._positions_of(optimizer))
         self._after_update(id(optimizer))
@@ -310,7 +313,7 @@ class Collector:
             self._step,
             names={
                 "gradients": self._parameters.names,
-                "modules": tuple(self.module_names) if part.due.activations else (),
+                "modules": self._module_tuple(),
             },
             shown=self._take_part(),
             readable=self._readable,
@@ -320,6 +323,11 @@ class Collector:
         self._spent = spent
         self._step += 1
         self._handoff.put(raw, tensors)
+
+    def _module_tuple(self) -> tuple[str, ...]:
+        if len(self._modules) != len(self.module_names):
+            self._modules = tuple(self.module_names)
+        return self._modules
 
     def _take_part(self) -> Positions:
         """The positions of parameters that are trained: a row each, also while unmeasured."""

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradtrace import options
-from gradtrace.background import Background
+from gradtrace.background import TICK, Background
 from gradtrace.collector import Collector
 from gradtrace.detect.clipping import ClippingStats, ClippingSummary
 from gradtrace.detect.nonfinite import NonFiniteDetector
 from gradtrace.detect.skipped import SkippedStepDetector
+from gradtrace.exporter import Exporter, resolve_exporters
 from gradtrace.guard import Guard
 from gradtrace.measure.handoff import Handoff
 from gradtrace.measure.parameters import Parameters
 from gradtrace.openstep import LateLog, RawStep
-from gradtrace.pipeline import Exporter, ExporterWorker, close_all, resolve_exporters
+from gradtrace.pipeline import ExporterWorker, close_all, unique_names
 from gradtrace.recent import Recent
 from gradtrace.records import Event, RunInfo, RunNote, StepRecord
 from gradtrace.runlog import Backlog, RunLog, create_run_directory
@@ -180,12 +181,15 @@ class Trace:
                 f"this trace is {self._state}; expected a new one: call gradtrace(...) again"
             )
         self._state = "starting"
+        self._pid = os.getpid()
         try:
             self._start()
         except BaseException:
             self._state = "closed"
             self._taps.close()
-            close_all(self._workers, 1.0)
+            if self._background is not None:
+                self._background.stop(time.monotonic())
+            close_all([worker for worker in self._workers if worker.started], 1.0)
             if self._run_log is not None:
                 self._run_log.close({"status": "failed to start"})
             raise
@@ -209,15 +213,19 @@ class Trace:
             config=self._config,
             versions=options.versions(),
         )
-        backlog = None
         if self._path is not None:
             self._run_log = RunLog(
-                self._path, info, max_bytes=self._max_bytes, on_error=self._on_disk_trouble
+                self._path,
+                info,
+                max_bytes=self._max_bytes,
+                flush_seconds=TICK,
+                on_error=self._on_disk_trouble,
             )
-            backlog = _LiveBacklog(Backlog(self._path), self._run_log)
-        for exporter in self._exporters:
+        for exporter, name in zip(self._exporters, unique_names(self._exporters), strict=True):
             exporter.open(info)
-            self._workers.append(ExporterWorker(exporter, backlog=backlog, run=self._path))
+            backlog = None if self._path is None else Backlog(self._path)
+            worker = ExporterWorker(exporter, name=name, backlog=backlog, run=self._path)
+            self._workers.append(worker)
         handoff: Handoff[RawStep | LateLog] = Handoff()
         self._handoff = handoff
         self._collector = Collector(
@@ -276,8 +284,8 @@ class Trace:
         self._close("finished")
 
     def _close(self, status: str) -> None:
-        if self._state != "running":
-            return
+        if self._state != "running" or os.getpid() != self._pid:
+            return  # a forked child leaves the parent's trace alone
         self._state = "closed"
         atexit.unregister(self.close)
         self._taps.close()
@@ -434,19 +442,6 @@ class Trace:
         for record in records:
             if isinstance(record, StepRecord):
                 self._stats.update(record)
-
-
-class _LiveBacklog:
-    """The run log as exporters catch up from it while it is written."""
-
-    def __init__(self, backlog: Backlog, log: RunLog) -> None:
-        self._backlog, self._log = backlog, log
-
-    def read_since(self, step: int, event: int, limit: int) -> tuple[list[Any], int, int]:
-        return self._backlog.read_since(step, event, limit)
-
-    def flush(self) -> None:
-        """Nothing to do: the background thread flushes the log at least each second."""
 
 
 def _nothing() -> None:

@@ -36,6 +36,7 @@ class Watch:
         sample_ids: Callable[[Any], Any] | None,
     ) -> None:
         self._collector = collector
+        self._models = models
         self._guard = guard
         self._note = note
         self._sample_ids = sample_ids
@@ -70,6 +71,12 @@ class Watch:
             self._install_target(stack, "FSDP clipping", fsdp)
         stack.callback(optimizers.attach(self))
         stack.callback(self._modules.disarm)
+        if modules.compiled_regions(self._models):
+            self._note(
+                "activations",
+                "activations and signals inside compiled regions are not observed: the compiler "
+                "drops the hooks; gradients, weights and updates are",
+            )
         self._collector.on_open(self._arm)
         for loader in loaders_:
             self.attach_loader(stack, loader)

@@ -1,4 +1,4 @@
-"""The moments of one tensor, on its device: chunks of 2^18 elements, few calls a chunk.
+"""The moments of one tensor, on its device: chunks of 2^20 elements, few calls a chunk.
 
 CPU, per chunk: `aminmax`, `dot`, `sum`, and the non-zero count as `dot(sign, sign)`, all float32
 (half precision is cast chunk by chunk, which keeps `dot` from overflowing). Chunks are added up
@@ -20,7 +20,7 @@ from gradtrace.measure.flat import flatten, stored
 from gradtrace.measure.rows import ABS, BAD, MAX, MIN, NONZERO, NORM, ROW, SUM, N, Positions, Reading
 from gradtrace.records import Array
 
-CHUNK = 1 << 18
+CHUNK = 1 << 20
 CELLS = 6  # min, max, square sum, sum, non-zero count, non-finite count
 
 # sum^2/n above this share of the square sum means |mean| / std > 20: float32 then loses the std.
@@ -42,6 +42,14 @@ class Scratch:
         if buffer is None:
             buffer = self._buffers[key] = torch.empty(CHUNK, dtype=dtype, device=like.device)
         return buffer if n == CHUNK else buffer[:n]
+
+    def zero(self, like: Tensor) -> Tensor:
+        """A 0-dim zero that is never written."""
+        key = (like.device, like.dtype, "zero")
+        zero = self._buffers.get(key)
+        if zero is None:
+            zero = self._buffers[key] = torch.zeros((), dtype=like.dtype, device=like.device)
+        return zero
 
 
 class Accumulator:
@@ -137,7 +145,7 @@ def _host_cells(x: Tensor, scratch: Scratch) -> tuple[Tensor, ...]:
     if _needs_double(x.numel(), low, high, square, total):
         return _double_cells(x)
     sign = torch.sign(x, out=scratch.get(x, x.dtype, "sign", x.numel()))
-    return low, high, square, total, torch.dot(sign, sign), torch.zeros((), dtype=x.dtype)
+    return low, high, square, total, torch.dot(sign, sign), scratch.zero(x)
 
 
 def _needs_double(n: int, low: Tensor, high: Tensor, square: Tensor, total: Tensor) -> bool:
@@ -147,10 +155,10 @@ def _needs_double(n: int, low: Tensor, high: Tensor, square: Tensor, total: Tens
     if low.dtype is torch.float64 and bool(torch.isfinite(square)):
         return False
     s, t = float(square), float(total)
-    if not s < 3e38:
+    if not s < 3e38 or t * t > _FLAT_SHARE * n * s:
         return True
-    peak = max(-float(low), float(high))
-    return t * t > _FLAT_SHARE * n * s or 0 < peak < _TINY
+    # Only a tiny sum can hide squares that vanished.
+    return s < n * _TINY**2 and 0 < max(-float(low), float(high)) < _TINY
 
 
 def _double_cells(x: Tensor) -> tuple[Tensor, ...]:

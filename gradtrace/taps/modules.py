@@ -56,7 +56,7 @@ class ModuleTap:
         self._forward.clear()
         self._recomputed.clear()
         self._last = None
-        if on and self._handle is None:
+        if on and self._handle is None and self._names:
             self._handle = register_module_forward_hook(self._hook)
         elif not on:
             self.disarm()
@@ -139,11 +139,14 @@ def module_names(
     """The selected modules by id, each under its first name.
 
     A model's root is left out, for its output is its last layer's; a root without children goes
-    by its class's name.
+    by its class's name. Modules inside compiled regions are left out: their hooks never run.
     """
     names: dict[int, str] = {}
+    hidden = {id(inner) for region in compiled_regions(models) for inner in region.modules()}
     for prefix, model in models.items():
         for path, module in model.named_modules():
+            if id(module) in hidden:
+                continue
             name = qualified(prefix, path)
             if name == prefix:
                 if any(True for _ in module.children()):
@@ -152,6 +155,17 @@ def module_names(
             if id(module) not in names and selects(name):
                 names[id(module)] = name
     return names
+
+
+def compiled_regions(models: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """The modules that `torch.compile` or `Module.compile` made one region of."""
+    return [
+        module
+        for model in models.values()
+        for module in model.modules()
+        if getattr(module, "_compiled_call_impl", None) is not None
+        or type(module).__name__ == "OptimizedModule"
+    ]
 
 
 def main_tensor(output: Any, depth: int = 3) -> Tensor | None:

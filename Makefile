@@ -1,0 +1,38 @@
+# Everything runs in .venv, which is made on first use and again when pyproject.toml or
+# constraints.txt change. PYTHON=... chooses the interpreter it is made with.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo   train a small language model under a trace (about 90 s)"
+	@echo "make test   run the tests"
+	@echo "make check  lint, format and type checks"
+	@echo "make bench  measure the overhead"
+	@echo "make clean  remove .venv, caches and builds (runs stay)"
+
+demo: $(READY)
+	$(BIN)/gradtrace demo
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.overhead $(BENCH_ARGS)
+
+$(READY): pyproject.toml constraints.txt tools/setup.sh
+	@bash tools/setup.sh $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,122 @@
+"""The `gradtrace` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gradtrace.pipeline import deliver, resolve_exporters
+from gradtrace.report import LAYERS, print_runs, print_summary
+from gradtrace.runlog import Run, list_runs, load_run
+from gradtrace.summary import summarize
+
+RUNS = Path("gradtrace-runs")
+
+app = typer.Typer(
+    help="Looks at training runs that gradtrace recorded.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help=f"A run directory, or a name below {RUNS}.")
+]
+
+
+@app.command()
+def demo(
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps.", show_default="about 90 s")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop after this many seconds.")
+    ] = None,
+    directory: Annotated[Path, typer.Option(help="Where the run directory goes.")] = RUNS,
+    exporter: Annotated[
+        list[str] | None,
+        typer.Option(help="Names of exporters; may be repeated.", show_default="console"),
+    ] = None,
+) -> None:
+    """Train a small language model under a trace, on the text of Python's help()."""
+    # Imports torch, which the other commands do without showing a result for seconds.
+    from gradtrace.demo import run_demo
+    from gradtrace.demo.training import STEPS
+
+    try:
+        run_demo(
+            steps=STEPS if steps is None else steps,
+            seconds=seconds,
+            directory=directory,
+            exporters=["console"] if exporter is None else exporter,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise _failed(error) from error
+
+
+@app.command()
+def runs(
+    directory: Annotated[Path, typer.Argument(help="A directory of runs.")] = RUNS,
+) -> None:
+    """List runs, oldest first."""
+    if not directory.is_dir():
+        raise typer.BadParameter(
+            f"no directory {str(directory)!r} here: name the one the runs were written to",
+            param_hint="DIRECTORY",
+        )
+    found = list_runs(directory)
+    if found:
+        print_runs(found, Console())
+    else:
+        typer.echo(f"no runs in {directory}")
+
+
+@app.command()
+def show(
+    run: RunArgument,
+    layers: Annotated[int, typer.Option(min=0, help="How many layers to list.")] = LAYERS,
+) -> None:
+    """Show what a run amounts to: loss, gradient norms, clipping, layers, overhead."""
+    print_summary(summarize(_load(run)), Console(), layers=layers)
+
+
+@app.command()
+def send(
+    run: RunArgument,
+    to: Annotated[str, typer.Option(metavar="NAME", help="An installed exporter's name.")],
+) -> None:
+    """Deliver to an exporter what a finished or killed run still owes it."""
+    path = _load(run).path
+    try:
+        [exporter] = resolve_exporters([to])
+    except (ImportError, TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--to") from error
+    count = deliver(path, exporter)
+    typer.echo(f"{count:,} records delivered to {to}")
+
+
+def main() -> None:
+    """Runs the command line; wrong usage exits with 2."""
+    app()
+
+
+def _load(name: str) -> Run:
+    """The run of that path or name below `gradtrace-runs`."""
+    for path in (Path(name), RUNS / name):
+        if path.is_dir():
+            try:
+                return load_run(path)
+            except ValueError as error:
+                raise typer.BadParameter(str(error), param_hint="RUN") from error
+    raise typer.BadParameter(
+        f"no run {name!r}, neither as a path nor in {RUNS}: `gradtrace runs` lists them",
+        param_hint="RUN",
+    )
+
+
+def _failed(error: Exception) -> typer.Exit:
+    typer.echo(f"gradtrace: {error}", err=True)
+    return typer.Exit(1)

@@ -1,0 +1,59 @@
+"""Delivering what a finished, killed or offline run still owes: `gradtrace send`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gradtrace.cursors import Cursor, Position
+from gradtrace.exporter import Exporter
+from gradtrace.pipeline import BATCH, Backlog
+from gradtrace.records import RunInfo, StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What one call delivered."""
+
+    steps: int
+    events: int
+
+
+def deliver(
+    backlog: Backlog,
+    info: RunInfo,
+    exporter: Exporter,
+    *,
+    again: bool = False,
+    tries: int = 4,
+    pause: Callable[[float], None] = time.sleep,
+) -> Delivered:
+    """Sends everything after the exporter's cursor, in the caller's thread.
+
+    `again` starts from the beginning. Each batch is tried `tries` times with growing pauses; the
+    last error is raised, and the cursor stands where it got to, so a later call goes on there.
+    """
+    cursor = Cursor(info.path, exporter.name)
+    position = Position() if again else cursor.load()
+    exporter.open(info)
+    steps = events = 0
+    try:
+        while True:
+            records, step, event = backlog.read_since(position.step, position.event, BATCH)
+            if not records:
+                return Delivered(steps, events)
+            for attempt in range(tries):
+                try:
+                    exporter.export(records)
+                    break
+                except Exception:
+                    if attempt + 1 == tries:
+                        raise
+                    pause(0.5 * 2**attempt)
+            position = Position(step, event)
+            cursor.save(position)
+            done = sum(isinstance(record, StepRecord) for record in records)
+            steps, events = steps + done, events + len(records) - done
+    finally:
+        exporter.close()

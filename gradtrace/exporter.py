@@ -1,0 +1,77 @@
+"""What an exporter is, and how one is found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, runtime_checkable
+
+from gradtrace.records import Event, RunInfo, StepRecord
+
+GROUP = "gradtrace.exporters"
+"""The entry-point group in which packages announce exporters."""
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """Sends records somewhere.
+
+    `open` runs on the user's thread when the trace starts and may raise for wrong settings;
+    `export` and `close` run on the exporter's own thread. An `export` that raises is retried with
+    the same records, so it should either take all of them or none.
+    """
+
+    name: str
+
+    def open(self, run: RunInfo) -> None: ...
+
+    def export(self, records: Sequence[StepRecord | Event]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def resolve_exporters(specs: Any) -> list[Exporter]:
+    """Exporter objects as they are, names replaced by exporters with default settings.
+
+    Raises TypeError for what is neither, ValueError for an unknown name, ImportError (with the pip
+    line) when the package behind a name is missing.
+    """
+    if isinstance(specs, str) or not isinstance(specs, Sequence):
+        got = repr(specs) if isinstance(specs, str) else f"a {type(specs).__name__}"
+        raise TypeError(
+            f'exporters is {got}; expected a list such as ["console"]: put it in brackets'
+        )
+    return [_by_name(spec) if isinstance(spec, str) else _checked(spec) for spec in specs]
+
+
+def _checked(exporter: Any) -> Exporter:
+    if isinstance(exporter, type):
+        raise TypeError(
+            f"exporters holds the class {exporter.__name__}; expected an object of it: write "
+            f"{exporter.__name__}(...)"
+        )
+    missing = [name for name in ("name", "open", "export", "close") if not hasattr(exporter, name)]
+    if missing:
+        raise TypeError(
+            f"a {type(exporter).__name__} is no exporter, for it lacks {', '.join(missing)}; "
+            "expected the attributes name, open, export and close"
+        )
+    checked: Exporter = exporter
+    return checked
+
+
+def _by_name(name: str) -> Exporter:
+    found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        known = ", ".join(repr(known) for known in sorted(found)) or "none is installed"
+        raise ValueError(
+            f"there is no exporter {name!r}; expected one of: {known}. Check the spelling, or "
+            "install the package that brings it"
+        )
+    try:
+        return _checked(found[name].load()())
+    except ImportError as error:
+        raise ImportError(
+            f"the exporter {name!r} needs a package that is not installed ({error}): "
+            f'pip install "gradtrace[{name}]"'
+        ) from error

@@ -1,0 +1,31 @@
+"""What every test gets: nothing that gradtrace holds back in production is held back here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gradtrace.guard import Guard
+
+# Two threads on tiny tensors spend their time waiting for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def internal_errors(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[Exception]]:
+    """Errors of gradtrace's own during a test; they fail it unless it is marked `swallows`."""
+    errors: list[Exception] = []
+    held_back = Guard.failed
+
+    def failed(self: Guard, source: str, error: Exception) -> None:
+        errors.append(error)
+        held_back(self, source, error)
+
+    monkeypatch.setattr(Guard, "failed", failed)
+    yield errors
+    if errors and request.node.get_closest_marker("swallows") is None:
+        raise ExceptionGroup("gradtrace held back errors of its own", errors)

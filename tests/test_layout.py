@@ -1,0 +1,276 @@
+"""The shape of the source tree: who imports whom, what is packaged, what stays out of the core."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINKS = ("exporters", "integrations")
+
+ALLOWED = {
+    "gradtrace.records": (),
+    "gradtrace.sampling": (),
+    "gradtrace.guard": (),
+    "gradtrace.options": (),
+    "gradtrace.metrics": ("gradtrace.records",),
+    "gradtrace.recent": ("gradtrace.records",),
+    "gradtrace.measure": ("gradtrace.records", "gradtrace.sampling", "gradtrace.guard"),
+    "gradtrace.taps": (
+        "gradtrace.records",
+        "gradtrace.sampling",
+        "gradtrace.guard",
+        "gradtrace.measure",
+    ),
+    "gradtrace.detect": ("gradtrace.records",),
+    "gradtrace.runlog": ("gradtrace.records",),
+    "gradtrace.pipeline": ("gradtrace.records", "gradtrace.metrics", "gradtrace.runlog"),
+    "gradtrace.exporters": ("gradtrace.records", "gradtrace.metrics", "gradtrace.pipeline"),
+    "gradtrace.summary": ("gradtrace.records", "gradtrace.runlog"),
+    "gradtrace.report": ("gradtrace.records", "gradtrace.runlog", "gradtrace.summary"),
+}
+"""What a module may import of gradtrace, besides its own package."""
+
+ON_TOP = (
+    "gradtrace.cli",
+    "gradtrace.demo",
+    "gradtrace.exporters",
+    "gradtrace.integrations",
+    "gradtrace.report",
+    "gradtrace.session",
+    "gradtrace.summary",
+    "gradtrace.testing",
+)
+"""What the modules that join the parts, those in neither list, may not import."""
+
+OPTIONAL = (
+    "matplotlib",
+    "mlflow",
+    "opentelemetry",
+    "prometheus_client",
+    "rich",
+    "sklearn",
+    "tensorboard",
+    "typer",
+    "wandb",
+)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """All modules by the names users import them under."""
+    for top, package in (("gradtrace", "gradtrace"), *((x, f"gradtrace.{x}") for x in LINKS)):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT / top).with_suffix("").parts
+            # Newer Pythons do not follow the links, older ones would list their files twice.
+            if top != "gradtrace" or parts[0] not in LINKS:
+                yield ".".join((package, *(p for p in parts if p != "__init__"))), path
+
+
+MODULES = dict(modules())
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, also inside functions and `if TYPE_CHECKING`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno} is a relative import"
+            module = node.module or ""
+            for alias in node.names:
+                full = f"{module}.{alias.name}"
+                yield full if full in MODULES else module
+
+
+def below(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def fresh_python(code: str) -> str:
+    """What a new interpreter prints for this code."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def internals(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of each use of a private part of torch."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        for name in names:
+            if re.match(r"torch\b", name) and re.search(r"\._(?!_)", name):
+                yield node.lineno, name
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_one_way(module: str) -> None:
+    """A module imports only what lies to its right in the picture, never what is above it."""
+    own = next((prefix for prefix in ALLOWED if below(module, (prefix,))), None)
+    for name in imports(MODULES[module]):
+        if not below(name, ("gradtrace",)) or module == "gradtrace":
+            continue
+        if own is not None:
+            assert below(name, (own, *ALLOWED[own])), f"{module} must not import {name}"
+        elif not below(module, ON_TOP):
+            assert not below(name, ON_TOP), f"{module} must not import {name}"
+
+
+def test_no_import_cycles() -> None:
+    """The graph of imports between modules has an order."""
+    graph = {
+        module: {name for name in imports(path) if name in MODULES} - {module}
+        for module, path in MODULES.items()
+    }
+    graph["gradtrace"] = set()  # the front door, which nobody inside uses
+    while graph:
+        leaves = {module for module, uses in graph.items() if not uses & graph.keys()}
+        assert leaves, f"cycle among: {sorted(graph)}"
+        graph = {module: uses for module, uses in graph.items() if module not in leaves}
+
+
+def test_only_taps_touch_torch_internals() -> None:
+    """Private parts of torch are used in taps only, and `torch._foreach_*` in measure."""
+    for module, path in MODULES.items():
+        for line, name in internals(path):
+            allowed = below(module, ("gradtrace.taps",)) or (
+                below(module, ("gradtrace.measure",)) and name.startswith("torch._foreach_")
+            )
+            assert allowed, f"{module}:{line} uses {name}"
+
+
+def test_records_and_detectors_know_no_torch() -> None:
+    """Records, metrics, detectors, run log, pipeline and exporters do not import torch."""
+    right = ("records", "metrics", "detect", "runlog", "pipeline", "exporters", "summary", "report")
+    for module, path in MODULES.items():
+        if below(module, tuple(f"gradtrace.{name}" for name in right)):
+            assert not any(below(name, ("torch",)) for name in imports(path)), module
+
+
+@pytest.mark.parametrize("package", ["gradtrace", "exporters", "integrations"])
+def test_public_names_are_sorted(package: str) -> None:
+    """A package's `__init__` has an `__all__`, sorted and without duplicates."""
+    path = ROOT / package / "__init__.py"
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if ast.unparse(target) == "__all__":
+            names = ast.literal_eval(node.value)
+            assert names == sorted(set(names))
+            return
+    pytest.fail(f"{package}/__init__.py has no __all__")
+
+
+def test_importing_the_core_loads_nothing_optional() -> None:
+    """`import gradtrace` loads no exporter, no integration and no optional dependency."""
+    loaded = set(fresh_python("import gradtrace, sys; print(*sys.modules)").split())
+    banned = (*(f"gradtrace.{link}" for link in LINKS), "gradtrace.cli", "gradtrace.demo")
+    assert not [name for name in loaded if below(name, banned)]
+    # torch loads some of these itself where they are installed.
+    by_torch = set(fresh_python("import torch.utils.data, sys; print(*sys.modules)").split())
+    assert not [name for name in loaded - by_torch if below(name, OPTIONAL)]
+
+
+def test_public_names_exist() -> None:
+    """Every name in `gradtrace.__all__` can be imported."""
+    fresh_python("import gradtrace\nfor name in gradtrace.__all__: getattr(gradtrace, name)")
+
+
+def test_every_package_is_packaged() -> None:
+    """Each folder with Python files is in pyproject's list of packages, and nothing else is."""
+    found = {
+        module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for module, path in MODULES.items()
+    }
+    listed = pyproject()["tool"]["setuptools"]["packages"]
+    assert listed == sorted(found)
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_links_show_the_packages(name: str) -> None:
+    """`gradtrace/exporters` and `gradtrace/integrations` are links to the folders at the top."""
+    link = ROOT / "gradtrace" / name
+    assert link.is_symlink()
+    assert link.readlink() == Path("..") / name
+
+
+def test_no_module_hides_the_function() -> None:
+    """There is no module `gradtrace.gradtrace`, which would replace the function on import."""
+    assert "gradtrace.gradtrace" not in MODULES
+
+
+def test_no_machine_in_the_tree() -> None:
+    """No file names a home or a work directory of some machine, or a registry."""
+    paths = re.compile(
+        r"(?<![\w.])/(?:home|root|Users|work)/[\w.]|/site-packages/|https?://[\w.-]*pypi"
+    )
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    for name in tracked.stdout.splitlines():
+        path = ROOT / name
+        if path.is_file() and path != Path(__file__):
+            found = paths.search(path.read_text(encoding="utf-8", errors="replace"))
+            assert not found, f"{name}: {found}"
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module(tmp_path: Path) -> None:
+    """A wheel holds all modules under the names that users import, and the typing marker."""
+    pytest.importorskip("setuptools", minversion="77")
+    command = "wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir"
+    subprocess.run(
+        [sys.executable, "-m", "pip", *command.split(), str(tmp_path), "."],
+        cwd=_copy_of_the_tree(tmp_path / "tree"),
+        check=True,
+        timeout=300,
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for module, path in MODULES.items():
+        stem = module.replace(".", "/")
+        expected = f"{stem}/__init__.py" if path.name == "__init__.py" else f"{stem}.py"
+        assert expected in names
+    assert "gradtrace/py.typed" in names
+    assert "gradtrace/exporters/console.py" in names
+    assert not [name for name in names if name.startswith(("tests/", "exporters/", "examples/"))]
+
+
+def _copy_of_the_tree(target: Path) -> Path:
+    """What a build needs, elsewhere, so that it leaves nothing behind here."""
+    target.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, target)
+    for name in ("gradtrace", *LINKS):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignored)
+    return target
