@@ -23,7 +23,7 @@ def main(steps: int = 100, directory: str = "gradtrace-runs") -> Trace:
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.grad is not None:
-                        parameter -= rate * parameter.grad
+                        parameter.sub_(rate * parameter.grad)
                         parameter.grad = None
             trace.log(rate=rate)
             trace.step()

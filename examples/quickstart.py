@@ -38,7 +38,7 @@ def main(epochs: int = 10, directory: str = "gradtrace-runs") -> Trace:
     print(f"clipped: {trace.clipping.fraction:.0%} of {trace.clipping.steps} steps")
     print(f"largest gradient: {hardest.grad_norm:.2f} at step {hardest.step}")
     print(f"its samples: {hardest.batches[0].sample_ids}")
-    print(f"overhead: {trace.overhead.ratio:.1%} of the training time")
+    print(f"overhead: {trace.overhead.per_step * 1e6:.0f} microseconds a step")
     return trace
 
 

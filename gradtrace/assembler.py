@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from gradtrace.clips import clip_of
-from gradtrace.measure.rows import N, NORM, ROW, Positions, l2, statistics
+from gradtrace.measure.rows import NORM, ROW, N, Positions, l2, statistics
 from gradtrace.openstep import Batch, LateLog, RawStep, number, rows_of
 from gradtrace.records import (
     ACTIVATION_COLUMNS,

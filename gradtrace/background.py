@@ -25,7 +25,8 @@ TICK = 0.5
 class Detector(Protocol):
     """A pure function of the records it has been fed."""
 
-    def update(self, record: StepRecord) -> Sequence[Event]: ...
+    def update(self, record: StepRecord) -> Sequence[Event]:
+        """The events that this record causes."""
 
 
 Sink = Callable[[Sequence[Record]], None]

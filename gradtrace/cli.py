@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Any
 
 import typer
 from rich.console import Console
 
-from gradtrace.pipeline import deliver, resolve_exporters
+from gradtrace.delivery import deliver
+from gradtrace.exporter import resolve_exporters
+from gradtrace.records import RunInfo
 from gradtrace.report import LAYERS, print_runs, print_summary
-from gradtrace.runlog import Run, list_runs, load_run
+from gradtrace.runlog import Backlog, Run, list_runs, load_run
 from gradtrace.summary import summarize
 
 RUNS = Path("gradtrace-runs")
@@ -54,7 +57,7 @@ def demo(
             exporters=["console"] if exporter is None else exporter,
         )
     except (ImportError, RuntimeError, ValueError) as error:
-        raise _failed(error) from error
+        raise _failed(str(error)) from error
 
 
 @app.command()
@@ -87,15 +90,24 @@ def show(
 def send(
     run: RunArgument,
     to: Annotated[str, typer.Option(metavar="NAME", help="An installed exporter's name.")],
+    again: Annotated[bool, typer.Option("--again", help="Send all of it once more.")] = False,
 ) -> None:
     """Deliver to an exporter what a finished or killed run still owes it."""
-    path = _load(run).path
+    found = _load(run)
+    if found.status == "running":
+        raise typer.BadParameter(
+            f"{run!r} is still running and delivers its records itself: wait for its end",
+            param_hint="RUN",
+        )
     try:
         [exporter] = resolve_exporters([to])
     except (ImportError, TypeError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--to") from error
-    count = deliver(path, exporter)
-    typer.echo(f"{count:,} records delivered to {to}")
+    try:
+        sent = deliver(Backlog(found.path), _info(found), exporter, again=again)
+    except Exception as error:  # the exporter's own, of any kind
+        raise _failed(f"{to} failed: {type(error).__name__}: {error}") from error
+    typer.echo(f"{sent.steps:,} steps and {sent.events:,} events delivered to {to}")
 
 
 def main() -> None:
@@ -117,6 +129,13 @@ def _load(name: str) -> Run:
     )
 
 
-def _failed(error: Exception) -> typer.Exit:
-    typer.echo(f"gradtrace: {error}", err=True)
+def _info(run: Run) -> RunInfo:
+    """What `run.json` holds of the run's RunInfo."""
+    names = {field.name for field in dataclasses.fields(RunInfo)}
+    known: dict[str, Any] = {"name": run.path.name, "started": 0.0} | run.info | {"path": run.path}
+    return RunInfo(**{name: value for name, value in known.items() if name in names})
+
+
+def _failed(text: str) -> typer.Exit:
+    typer.echo(f"gradtrace: {text}", err=True)
     return typer.Exit(1)

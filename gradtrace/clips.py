@@ -93,10 +93,10 @@ def infer(before: Array, after: Array) -> tuple[ClipKind, float]:
     some = before[:, NORM] > 0
     with np.errstate(all="ignore"):
         ratios = after[some, NORM] / before[some, NORM]
-    if len(ratios) and np.all(np.isfinite(ratios)):
-        if np.ptp(ratios) <= _UNIFORM * float(np.max(ratios)):
-            scaled = not math.isclose(float(np.median(ratios)), 1.0, rel_tol=1e-6)
-            return "norm", l2(after) if scaled else math.nan
+    usable = len(ratios) > 0 and bool(np.all(np.isfinite(ratios)))
+    if usable and np.ptp(ratios) <= _UNIFORM * float(np.max(ratios)):
+        scaled = not math.isclose(float(np.median(ratios)), 1.0, rel_tol=1e-6)
+        return "norm", l2(after) if scaled else math.nan
     lowered = after[:, ABS] < before[:, ABS] * (1 - 1e-6)
     if np.any(lowered):
         peaks = after[lowered, ABS]
@@ -115,4 +115,3 @@ def _pair(
     positions, rows = rows_of(call.after, arrays)
     _, ours, theirs = np.intersect1d(measured[0], positions, return_indices=True)
     return measured[1][ours], rows[theirs]
-

@@ -1,4 +1,4 @@
-"""The training thread's side of a trace: what the taps report becomes one sealed step after another.
+"""The training thread's side of a trace: what taps report becomes one sealed step after another.
 
 Taps call the methods here with what they saw; the collector reads gradients, weights and updates
 at the right moments and hands each finished step over. It never waits and never reads a value.
@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +77,7 @@ class Collector:
         self._readable = all(p.device.type != "meta" for p in parameters.tensors)
         self._open_part(0)
 
-    # -- the open step ---------------------------------------------------------------------------
+    # -- the open step ---
 
     def on_open(self, callback: Callable[[Due], None]) -> None:
         """Has `callback` told what each step will measure, from the present one on."""
@@ -141,7 +140,7 @@ class Collector:
         if self._manual and self.open.due.updates:
             self._before_update(-1, written)
 
-    # -- clipping ----------------------------------------------------------------------------------
+    # -- clipping ---
 
     def before_clip(self, parameters: Iterable[object]) -> tuple[int, ...]:
         """A clipping call begins on these parameters; the watched ones among them, by position."""
@@ -167,9 +166,7 @@ class Collector:
             return
         if self._reader.is_fresh(touched):
             after, present = self._reader.read_again(positions, full=False, scale=self.open.scale)
-            self.open.clips.append(
-                ClipCall("custom", tuple(present), after=after, inferred=True)
-            )
+            self.open.clips.append(ClipCall("custom", tuple(present), after=after, inferred=True))
         else:
             self._note(
                 "clipping",
@@ -213,7 +210,7 @@ class Collector:
             self._stepped(optimizer)
             self._end_part()
 
-    # -- optimizer steps ---------------------------------------------------------------------------
+    # -- optimizer steps ---
 
     def before_step(self, optimizer: Optimizer, *, closure: bool, in_backward: bool) -> bool:
         """The outermost `step` of an optimizer begins; whether it is one of ours."""
@@ -336,7 +333,7 @@ class Collector:
             self._shown = (mask, np.flatnonzero(np.frombuffer(mask, dtype=np.uint8)))
         return self._shown[1]
 
-    # -- measuring ---------------------------------------------------------------------------------
+    # -- measuring ---
 
     def _read_gradients(self, positions: Sequence[int]) -> None:
         readings = self._reader.read(positions, full=self.open.due.full, scale=self.open.scale)

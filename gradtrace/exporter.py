@@ -23,11 +23,14 @@ class Exporter(Protocol):
 
     name: str
 
-    def open(self, run: RunInfo) -> None: ...
+    def open(self, run: RunInfo) -> None:
+        """The trace starts."""
 
-    def export(self, records: Sequence[StepRecord | Event]) -> None: ...
+    def export(self, records: Sequence[StepRecord | Event]) -> None:
+        """Sends records, in order."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing more will come."""
 
 
 def resolve_exporters(specs: Any) -> list[Exporter]:

@@ -1,4 +1,4 @@
-"""The wall between gradtrace and the user's loop: our errors stop here, our time is counted here."""
+"""The wall between gradtrace and the user's loop: our errors stop here, our time is counted."""
 
 from __future__ import annotations
 

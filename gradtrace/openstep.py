@@ -167,6 +167,8 @@ class RawReading:
 
 @dataclass(slots=True)
 class RawClip:
+    """A `ClipCall` without its tensors."""
+
     kind: ClipKind
     positions: tuple[int, ...]
     threshold: float | _Ref

@@ -21,6 +21,7 @@ def check_models(model: Any) -> dict[str, nn.Module]:
 
     Raises TypeError for what is no module, ValueError where there is no parameter to watch.
     """
+    models: dict[Any, Any]
     if isinstance(model, nn.Module):
         models = {"": model}
     elif isinstance(model, Mapping):

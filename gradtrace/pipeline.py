@@ -144,7 +144,7 @@ class ExporterWorker:
             self._thread.join(max(0.0, timeout))
         return not self._thread.is_alive()
 
-    # -- the exporter's own thread -------------------------------------------------------------------
+    # -- the exporter's own thread ---
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:

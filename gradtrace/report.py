@@ -48,7 +48,7 @@ def _facts(summary: Summary) -> Iterable[tuple[str, str]]:
         clip = summary.clipping
         often = f"{clip.clipped:,} of {clip.calls:,} steps ({clip.fraction:.1%})"
         much = f"at {number(clip.threshold)}, median factor {number(clip.coefficient)}"
-        yield "clipping", f"{often} {much}, longest streak {clip.longest_streak:,}"
+        yield "clipping", f"{often} {much}, at most {clip.longest_streak:,} in a row"
     yield "non-finite", f"{summary.nonfinite_steps:,} steps"
     if summary.skipped_steps:
         yield "skipped", f"{summary.skipped_steps:,} steps, by the AMP scaler"

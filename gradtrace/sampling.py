@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Due(NamedTuple):
-    """What one step measures. `full` asks for the statistics that cost accelerators extra passes."""
+    """What one step measures; `full` asks for what costs an accelerator extra passes."""
 
     gradients: bool
     activations: bool

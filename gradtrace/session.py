@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -157,7 +156,7 @@ class Trace:
         self._watch: Watch | None = None
         self._state = "new"
 
-    # -- life ----------------------------------------------------------------------------------------
+    # -- life ---
 
     def __enter__(self) -> Trace:
         return self.start()
@@ -318,7 +317,7 @@ class Trace:
                 }
             )
 
-    # -- in the loop -----------------------------------------------------------------------------------
+    # -- in the loop ---
 
     def step(self) -> None:
         """Closes a step by hand, for loops without a torch optimizer.
@@ -372,7 +371,7 @@ class Trace:
             done = worker.flush(max(0.0, deadline - time.monotonic())) and done
         return done
 
-    # -- what is known ---------------------------------------------------------------------------------
+    # -- what is known ---
 
     @property
     def steps(self) -> list[StepRecord]:
@@ -413,7 +412,7 @@ class Trace:
         """Steps that were lost because the background thread could not keep up."""
         return self._handoff.dropped if self._state in ("running", "closed") else 0
 
-    # -- notes -----------------------------------------------------------------------------------------
+    # -- notes ---
 
     def _note(self, source: str, message: str) -> None:
         """Records a note, the same text once."""

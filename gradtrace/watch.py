@@ -132,7 +132,7 @@ class Watch:
     def _arm(self, due: Due) -> None:
         self._modules.arm(due.activations)
 
-    # -- losses ------------------------------------------------------------------------------------
+    # -- losses ---
 
     def _before_backward(self, outputs: tuple[Tensor, ...]) -> Any:
         return self._collector.before_backward()
@@ -153,7 +153,7 @@ class Watch:
                 loss = loss / scale  # a scaled loss that was changed further
         self._collector.after_backward(token, loss, scale)
 
-    # -- clipping ----------------------------------------------------------------------------------
+    # -- clipping ---
 
     def _after_norm_clip(self, token: Any, max_norm: Any, total_norm: Tensor, order: Any) -> None:
         if token:
@@ -168,7 +168,7 @@ class Watch:
             value = clip_value.detach().clone() if isinstance(clip_value, Tensor) else clip_value
             self._collector.after_clip(ClipCall("value", token, value))
 
-    # -- optimizer and scaler ------------------------------------------------------------------------
+    # -- optimizer and scaler ---
 
     def _before_step(self, optimizer: Any, closure: bool, inside: bool) -> None:
         if self._collector.before_step(optimizer, closure=closure, in_backward=inside):
@@ -194,7 +194,7 @@ class Watch:
             skipped = returned and not self._fired_inside_scaler
             self._collector.after_scaler_step(optimizer, skipped=skipped)
 
-    # -- batches -----------------------------------------------------------------------------------
+    # -- batches ---
 
     def epoch(self, loader: Any) -> int:
         """The number of iterations over this loader before the one that begins."""

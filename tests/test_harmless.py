@@ -9,7 +9,6 @@ import logging
 import os
 import resource
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from gradtrace import Sampling, Trace, gradtrace
 from gradtrace.taps.patches import registry
 
 EVERYTHING = Sampling(activations=1, updates=1)
+autograd: Any = torch.autograd
 
 
 def cell(function: Any) -> Any:
@@ -35,7 +35,7 @@ def patched_places(loader: DataLoader[Any] | None = None) -> dict[str, Any]:
     from torch.nn.utils import clip_grad
 
     places = {
-        "backward": torch.autograd._engine_run_backward,
+        "backward": autograd._engine_run_backward,
         "clip_norm": cell(clip_grad.clip_grad_norm_),
         "clip_scaling": cell(clip_grad._clip_grads_with_norm_),
         "clip_value": cell(clip_grad.clip_grad_value_),
@@ -53,12 +53,12 @@ def patched_places(loader: DataLoader[Any] | None = None) -> dict[str, Any]:
 
 
 @pytest.fixture
-def setup() -> Iterator[tuple[nn.Module, torch.optim.Optimizer, DataLoader[Any]]]:
+def setup() -> tuple[nn.Module, torch.optim.Optimizer, DataLoader[Any]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loader = DataLoader(TensorDataset(torch.randn(24, 6), torch.randint(0, 2, (24,))), batch_size=4)
-    yield model, optimizer, loader
+    return model, optimizer, loader
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> None:
@@ -87,9 +87,14 @@ def test_an_exception_in_the_loop_restores_everything_and_comes_out(setup: Any) 
     model, optimizer, loader = setup
     before = patched_places(loader)
     error = KeyError("mine")
-    with pytest.raises(KeyError) as caught, gradtrace(model, loader=loader, directory=None):
-        train(model, optimizer, loader)
-        raise error
+
+    def traced() -> None:
+        with gradtrace(model, loader=loader, directory=None):
+            train(model, optimizer, loader)
+            raise error
+
+    with pytest.raises(KeyError) as caught:
+        traced()
     assert caught.value is error
     assert patched_places(loader) == before
 
@@ -120,29 +125,29 @@ def test_overlapping_traces_see_their_own_model(setup: Any, order: tuple[int, in
 def test_a_function_patched_over_ours_is_left_alone(setup: Any) -> None:
     """When somebody wraps what we wrapped, their wrapper stays and keeps working."""
     model, optimizer, loader = setup
-    original = torch.autograd._engine_run_backward
+    original = autograd._engine_run_backward
     calls = []
     trace = gradtrace(model, directory=None).start()
-    ours = torch.autograd._engine_run_backward
+    ours = autograd._engine_run_backward
 
     def theirs(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return ours(*args, **kwargs)
 
-    torch.autograd._engine_run_backward = theirs
+    autograd._engine_run_backward = theirs
     try:
         trace.close()
-        assert torch.autograd._engine_run_backward is theirs
+        assert autograd._engine_run_backward is theirs
         train(model, optimizer, loader)
         assert len(calls) == 6
         with gradtrace(model, directory=None) as again:
             train(model, optimizer, loader)
         assert len(again.steps) == 6 and len(again.steps[0].losses) == 1
     finally:
-        torch.autograd._engine_run_backward = ours
+        autograd._engine_run_backward = ours
         with gradtrace(model, directory=None):
             pass
-    assert torch.autograd._engine_run_backward is original
+    assert autograd._engine_run_backward is original
 
 
 def test_the_model_can_be_copied_saved_and_scripted_inside(setup: Any, tmp_path: Path) -> None:
@@ -191,9 +196,9 @@ def test_a_failing_tap_never_reaches_the_loop(
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(Collector, method, broken)
-    with caplog.at_level(logging.WARNING, "gradtrace"):
-        with gradtrace(model, loader=loader, directory=None) as trace:
-            train(model, optimizer, loader)
+    caplog.set_level(logging.WARNING, "gradtrace")
+    with gradtrace(model, loader=loader, directory=None) as trace:
+        train(model, optimizer, loader)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
     told = [note for note in trace.notes if "broken on purpose" in note.message]

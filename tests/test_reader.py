@@ -287,7 +287,8 @@ def test_a_backlog_follows_a_run_that_goes_on(tmp_path: Path) -> None:
 
 def test_events_wait_for_their_step_but_not_for_ever(tmp_path: Path) -> None:
     """An event is held back until its step is on disk, asked for with `final`, or the run ends;
-    a note is not."""
+    a note is not.
+    """
     log = open_log(tmp_path)
     backlog = Backlog(log.path)
     log.append([note(5), record(0), skipped(0), skipped(7)])
@@ -343,7 +344,8 @@ def test_a_backlog_reads_only_what_is_new(
 
 def test_a_segment_replaced_while_followed_gives_nothing_twice(tmp_path: Path) -> None:
     """Thinning may replace the file a backlog stands in; it goes on with what is left after what
-    it has read."""
+    it has read.
+    """
     log = open_log(tmp_path)
     write(log, *range(5))
     backlog = Backlog(log.path)

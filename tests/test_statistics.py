@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -26,8 +26,9 @@ def truth(tensor: Tensor) -> dict[str, float]:
         return {"norm": 0.0, "nonfinite": 0.0}
     with np.errstate(all="ignore"):
         return {
-            "norm": math.sqrt(math.fsum(v * v for v in x.tolist())) if np.isfinite(x).all() else
-            float(np.sqrt(np.sum(x * x))),
+            "norm": math.sqrt(math.fsum(v * v for v in x.tolist()))
+            if np.isfinite(x).all()
+            else float(np.sqrt(np.sum(x * x))),
             "mean": math.fsum(x.tolist()) / n if np.isfinite(x).all() else float(x.mean()),
             "std": float(np.std(x)),
             "max_abs": float(np.max(np.abs(x))),
@@ -157,9 +158,8 @@ def one_step(model: nn.Module, sampling: Sampling = EVERYTHING) -> Trace:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
+def seed() -> None:
     torch.manual_seed(0)
-    yield
 
 
 @pytest.mark.parametrize("case", CASES)

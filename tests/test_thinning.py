@@ -45,7 +45,8 @@ def steps_of(path: Path, table: str) -> set[int]:
 
 def test_a_long_run_stays_within_its_budget(tmp_path: Path) -> None:
     """The directory stays near `max_bytes`; what is left is every 10th or 100th old step and all
-    recent ones, and the steps table is untouched while layer tables suffice."""
+    recent ones, and the steps table is untouched while layer tables suffice.
+    """
     log = open_log(tmp_path, max_bytes=2_000_000)
     peak = 0
     for start in range(0, 3000, 100):
@@ -103,7 +104,8 @@ def test_layers_go_before_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("segment_bytes", [1, 100_000])
 def test_tables_measured_seldom_are_thinned_too(tmp_path: Path, segment_bytes: int) -> None:
     """A table of every 50th step keeps every 10th of those, not all of them, even with a step a
-    segment."""
+    segment.
+    """
     log = open_log(tmp_path, max_bytes=200_000, segment_bytes=segment_bytes)
     for step in range(0, 20_000, 50):
         log.append([record(step)])
@@ -172,7 +174,8 @@ def test_a_rewrite_that_fails_leaves_the_segment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the disk refuses the rewrite, data and log stay as they were, no scrap is left, and it
-    is tried again later."""
+    is tried again later.
+    """
     told: list[str] = []
     now = 0.0
     log = open_log(tmp_path, max_bytes=100_000, on_error=told.append, clock=lambda: now)

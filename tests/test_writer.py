@@ -303,7 +303,8 @@ def test_a_full_disk_is_survived_wherever_it_strikes(
     path: Path, monkeypatch: pytest.MonkeyPatch, room: int, cut: bool
 ) -> None:
     """Whatever write is cut short, and if the torn end cannot be cut off either: one warning,
-    nothing written twice or lost after recovery."""
+    nothing written twice or lost after recovery.
+    """
     if not cut:
         monkeypatch.setattr(os, "ftruncate", lambda fd, size: Disk(0)(fd, b"x"))
     told: list[str] = []
@@ -483,7 +484,8 @@ for step in range(10**9):
 
 def test_kill_9_loses_at_most_what_was_not_flushed_yet(tmp_path: Path) -> None:
     """After SIGKILL at 20 random moments, thinning included, each run is read: every announced
-    event is there, and every step but those of the last flush interval."""
+    event is there, and every step but those of the last flush interval.
+    """
     rng = random.Random(0)
     package = str(Path(writer.__file__).parent.parent)
     for attempt in range(20):

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from gradtrace.demo.charlm import CharLM
 from gradtrace.demo.text import TextWindows, help_text
-from gradtrace.pipeline import Exporter
+from gradtrace.exporter import Exporter
 from gradtrace.report import print_summary
 from gradtrace.runlog import load_run
 from gradtrace.session import gradtrace
 from gradtrace.summary import summarize
 
-STEPS = 700
+STEPS = 600
 """About 90 seconds on two cores."""
 
 LENGTH = 64
@@ -77,7 +77,7 @@ def run_demo(
 
     if trace.path is None:
         raise RuntimeError(f"nothing could be written to {os.fspath(directory)!r}: choose another")
-    written = data.decode(model.generate(data.encode(PROMPT), 240))
+    written = data.decode(model.generate(data.encode(PROMPT), 200))
     console.rule("What the model writes now")
     console.print(written, markup=False, highlight=False)
     console.rule(f"gradtrace show {trace.path}")

@@ -39,8 +39,8 @@ class ClippingStats:
     """Sums up records, in bounded memory; fed by the background thread, read by any."""
 
     def __init__(self, *, window: int = WINDOW) -> None:
-        self._norms: Array = np.full(window, np.nan)
-        self._coefficients: Array = np.full(window, np.nan)
+        self._norms: Array = np.empty(window)
+        self._coefficients: Array = np.empty(window)
         self._norm_count = 0
         self._coefficient_count = 0
         self._steps = self._calls = self._clipped = 0
@@ -97,7 +97,7 @@ class ClippingStats:
         coefficients = self._coefficients[: min(self._coefficient_count, len(self._coefficients))]
         values = np.percentile(norms, PERCENTILES) if len(norms) else [math.nan] * len(PERCENTILES)
         shares = self._shares / max(self._shared_steps, 1)
-        top = np.argsort(-shares, kind="stable")[:layers] if self._shared_steps else []
+        top = np.argsort(-shares, kind="stable")[: layers if self._shared_steps else 0]
         return ClippingSummary(
             steps=self._steps,
             calls=self._calls,

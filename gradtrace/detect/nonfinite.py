@@ -64,10 +64,13 @@ class NonFiniteDetector:
         if not bad or table is None:
             return []
         names = list(bad)
-        ranks = [self._rank(name) for name in names]
-        if any(rank is None for rank in ranks):
+        known = [self._rank(name) for name in names]
+        ranks = [rank for rank in known if rank is not None]
+        if len(ranks) < len(names):
             return names  # the model's own order
-        return [name for _, name in sorted(zip(ranks, names, strict=True), key=lambda pair: pair[0])]
+        return [
+            name for _, name in sorted(zip(ranks, names, strict=True), key=lambda pair: pair[0])
+        ]
 
     def _rank(self, layer: str) -> int | None:
         module = layer.rpartition(".")[0]

@@ -15,7 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradtrace.measure.rows import ABS, BAD, MAX, MIN, NONZERO, NORM, ROW, SUM, N, Positions, Reading
+from gradtrace.measure.rows import (
+    ABS,
+    BAD,
+    MAX,
+    MIN,
+    NONZERO,
+    NORM,
+    ROW,
+    SUM,
+    N,
+    Positions,
+    Reading,
+)
 from gradtrace.records import Array
 
 WIDTH = 256
@@ -30,7 +42,9 @@ class Blocks:
     most SMALL elements. All blocks of a plan share one matrix of ROWS x WIDTH (and one scratch).
     """
 
-    def __init__(self, positions: Sequence[int], like: Sequence[Tensor], device: torch.device) -> None:
+    def __init__(
+        self, positions: Sequence[int], like: Sequence[Tensor], device: torch.device
+    ) -> None:
         self._device = device
         self._blocks: list[_Block] = []
         self._matrix = torch.zeros(0, WIDTH, dtype=torch.float64, device=device)

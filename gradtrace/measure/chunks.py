@@ -17,7 +17,19 @@ import torch
 from torch import Tensor
 
 from gradtrace.measure.flat import flatten, stored
-from gradtrace.measure.rows import ABS, BAD, MAX, MIN, NONZERO, NORM, ROW, SUM, N, Positions, Reading
+from gradtrace.measure.rows import (
+    ABS,
+    BAD,
+    MAX,
+    MIN,
+    NONZERO,
+    NORM,
+    ROW,
+    SUM,
+    N,
+    Positions,
+    Reading,
+)
 from gradtrace.records import Array
 
 CHUNK = 1 << 20
@@ -165,7 +177,14 @@ def _double_cells(x: Tensor) -> tuple[Tensor, ...]:
     y = x.double()
     low, high = torch.aminmax(x)
     bad = x.numel() - torch.isfinite(x).sum(dtype=torch.float64)
-    return low.double(), high.double(), torch.dot(y, y), y.sum(), torch.count_nonzero(x).double(), bad
+    return (
+        low.double(),
+        high.double(),
+        torch.dot(y, y),
+        y.sum(),
+        torch.count_nonzero(x).double(),
+        bad,
+    )
 
 
 def _accelerator_cells(x: Tensor) -> tuple[Tensor, ...]:

@@ -10,7 +10,9 @@ def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one block of memory without gaps or overlap, in any order."""
     expected = 1
     for stride, size in sorted(
-        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
+        (stride, size)
+        for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+        if size > 1
     ):
         if stride != expected:
             return False

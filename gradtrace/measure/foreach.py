@@ -16,13 +16,27 @@ import torch
 from torch import Tensor
 
 from gradtrace.measure.flat import flatten
-from gradtrace.measure.rows import ABS, BAD, MAX, MIN, NONZERO, NORM, ROW, SUM, N, Positions, Reading
+from gradtrace.measure.rows import (
+    ABS,
+    BAD,
+    MAX,
+    MIN,
+    NONZERO,
+    NORM,
+    ROW,
+    SUM,
+    N,
+    Positions,
+    Reading,
+)
 from gradtrace.records import Array
 
 PIECE = 1 << 24
 
 
-def read_foreach(positions: Sequence[int], tensors: Sequence[Tensor], *, full: bool) -> list[Reading]:
+def read_foreach(
+    positions: Sequence[int], tensors: Sequence[Tensor], *, full: bool
+) -> list[Reading]:
     """Starts measuring tensors of any devices and dtypes; under `torch.no_grad()`."""
     groups: dict[tuple[torch.device, torch.dtype], tuple[list[int], list[Tensor]]] = {}
     for position, tensor in zip(positions, tensors, strict=True):

@@ -57,9 +57,7 @@ class GradientReader:
         now = self._parameters.versions()
         known = self._known
         return [
-            i
-            for i in positions
-            if now[i] is not None and (i >= len(known) or now[i] != known[i])
+            i for i in positions if now[i] is not None and (i >= len(known) or now[i] != known[i])
         ]
 
     def settle(self) -> None:

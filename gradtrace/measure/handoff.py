@@ -54,7 +54,10 @@ class Ring:
         start = self._head
         if start % self._capacity + size > self._capacity:
             start += self._capacity - start % self._capacity  # never wrap inside one step
-        if start + size - self._tail > self._capacity or self._sequence - self._taken >= self._slots:
+        if (
+            start + size - self._tail > self._capacity
+            or self._sequence - self._taken >= self._slots
+        ):
             return None
         with torch.no_grad():
             packed = torch.cat([t.detach().reshape(-1).to(torch.float64) for t in tensors])
@@ -67,7 +70,9 @@ class Ring:
         self._head = start + size
         return ticket
 
-    def take(self, ticket: tuple[int, int, int], shapes: Sequence[torch.Size]) -> list[Array] | None:
+    def take(
+        self, ticket: tuple[int, int, int], shapes: Sequence[torch.Size]
+    ) -> list[Array] | None:
         """The values of a ticket, or None while they are under way. Tickets are taken in order."""
         sequence, start, size = ticket
         if self._marks_read[sequence % self._slots] != sequence:
@@ -138,9 +143,7 @@ class Handoff(Generic[T]):
                 parcel.dropped = True
                 self.dropped += 1
                 break
-            parcel.tickets.append(
-                _Ticket(ring, number, places, [tensors[i].shape for i in places])
-            )
+            parcel.tickets.append(_Ticket(ring, number, places, [tensors[i].shape for i in places]))
             for i in places:
                 parcel.tensors[i] = None
         self._queue.append(parcel)

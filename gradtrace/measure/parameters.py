@@ -78,8 +78,10 @@ class Parameters:
             None if (grad := p.grad) is None else (id(grad), grad._version) for p in self.tensors
         ]
 
-    def read_gradients(self, positions: Sequence[int], *, full: bool) -> tuple[list[Reading], list[int]]:
-        """Starts measuring the gradients at `positions`; also returns the positions that have one."""
+    def read_gradients(
+        self, positions: Sequence[int], *, full: bool
+    ) -> tuple[list[Reading], list[int]]:
+        """Starts measuring the gradients at `positions`; also returns those that have one."""
         present, grads = [], []
         for i in positions:
             grad = self.tensors[i].grad
@@ -88,7 +90,9 @@ class Parameters:
                 grads.append(grad)
         return self.read(present, grads, full=full), present
 
-    def read(self, positions: Sequence[int], tensors: Sequence[Tensor], *, full: bool) -> list[Reading]:
+    def read(
+        self, positions: Sequence[int], tensors: Sequence[Tensor], *, full: bool
+    ) -> list[Reading]:
         """Starts measuring tensors that lie like the parameters at `positions`.
 
         O(layers) calls; nothing waits for a device.
@@ -112,7 +116,9 @@ class Parameters:
 class _Plan:
     """Which of a fixed list of tensors go through blocks, chunks or foreach."""
 
-    def __init__(self, positions: Sequence[int], tensors: Sequence[Tensor], scratch: Scratch) -> None:
+    def __init__(
+        self, positions: Sequence[int], tensors: Sequence[Tensor], scratch: Scratch
+    ) -> None:
         self._positions = list(positions)
         self._kinds = [_kind(tensor) for tensor in tensors]
         self._scratch = scratch
@@ -127,7 +133,7 @@ class _Plan:
         )
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the tensors still lie where they lay: a gradient may turn sparse, a model move."""
+        """Whether the tensors lie as they did: a gradient may turn sparse, a model move."""
         return [t.layout for t in tensors] == self._layouts and all(
             _kind(tensors[i]) == self._kinds[i] for i in (0, len(tensors) - 1)
         )

@@ -20,9 +20,7 @@ class Snapshot:
 
     def __init__(self, parameters: Parameters, positions: Sequence[int]) -> None:
         self._parameters = parameters
-        self._positions = [
-            i for i in positions if parameters.tensors[i].layout is torch.strided
-        ]
+        self._positions = [i for i in positions if parameters.tensors[i].layout is torch.strided]
         with torch.no_grad():
             self._copies: list[Tensor] = [
                 parameters.tensors[i].detach().clone() for i in self._positions

@@ -139,7 +139,7 @@ class _Several(Recording):
         data = super().__next__()  # type: ignore[misc]
         in_order = getattr(self, "_in_order", True)
         task = self._rcvd_idx - 1 if in_order else self._last_arrived
-        self._deliver(self._drawn.pop(task, None), data)
+        self._deliver(None if task is None else self._drawn.pop(task, None), data)
         return data
 
 
@@ -148,7 +148,10 @@ def _recording_classes() -> tuple[type[Any], type[Any]]:
     """The two recording iterator classes; AttributeError when their bases are not as expected."""
     single = torch_dataloader._SingleProcessDataLoaderIter
     several = torch_dataloader._MultiProcessingDataLoaderIter
-    for base, names in ((single, ("_next_index",)), (several, ("_next_index", "_get_data", "_reset"))):
+    for base, names in (
+        (single, ("_next_index",)),
+        (several, ("_next_index", "_get_data", "_reset")),
+    ):
         for name in names:
             if not hasattr(base, name):
                 raise AttributeError(f"{base.__name__} has no {name}")

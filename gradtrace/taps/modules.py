@@ -80,7 +80,7 @@ class ModuleTap:
             self._output(name, output)
 
     def _seen(self, name: str, output: Any) -> None:
-        if not torch.is_grad_enabled() or torch.jit.is_tracing():
+        if not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
             return
         position = self._positions.get(name)
         if position is None:
@@ -126,9 +126,7 @@ class _Last:
     listeners: list[int]
 
     def is_same(self, tensor: Tensor, store: Accumulator) -> bool:
-        return (
-            self.store is store and self.tensor() is tensor and self.version == tensor._version
-        )
+        return self.store is store and self.tensor() is tensor and self.version == tensor._version
 
 
 def module_names(

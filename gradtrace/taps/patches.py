@@ -24,16 +24,20 @@ class Target:
     a tuple. Two targets are the same place if owner and name are.
     """
 
-    def __init__(self, owner: Any, name: str, wrap: Callable[[Function, Observers], Function]) -> None:
+    def __init__(
+        self, owner: Any, name: str, wrap: Callable[[Function, Observers], Function]
+    ) -> None:
         self.owner = owner
         self.name = name
         self.wrap = wrap
 
     @property
     def key(self) -> tuple[int, str]:
+        """What two targets have in common if they are the same place."""
         return id(self.owner), self.name
 
     def get(self) -> Function:
+        """The function that stands there now."""
         if isinstance(self.owner, CellType):
             function: Function = self.owner.cell_contents
         else:
@@ -41,6 +45,7 @@ class Target:
         return function
 
     def set(self, function: Function) -> None:
+        """Puts a function there."""
         if isinstance(self.owner, CellType):
             self.owner.cell_contents = function
         else:
@@ -51,10 +56,12 @@ class Method(Target):
     """A method that one instance is given in place of its class's."""
 
     def get(self) -> Function:
+        """The instance's function, its own or its class's."""
         function: Function = getattr(self.owner, self.name)
         return function
 
     def set(self, function: Function) -> None:
+        """Gives the instance the function; its class's own is given by taking ours away."""
         if function == getattr(type(self.owner), self.name).__get__(self.owner):
             vars(self.owner).pop(self.name, None)
         else:
@@ -68,7 +75,9 @@ def attribute(owner: Any, name: str, wrap: Callable[[Function, Observers], Funct
     return Target(owner, name, wrap)
 
 
-def closure(function: Function, variable: str, wrap: Callable[[Function, Observers], Function]) -> Target:
+def closure(
+    function: Function, variable: str, wrap: Callable[[Function, Observers], Function]
+) -> Target:
     """The function a decorated `function` calls, held by its closure as `variable`.
 
     Writing the cell reaches every reference that anybody imported, at any time. Raises
@@ -89,15 +98,19 @@ class Observers:
         self._observers: tuple[Any, ...] = ()
 
     def __call__(self) -> tuple[Any, ...]:
+        """The present observers."""
         return self._observers
 
     def add(self, observer: Any) -> None:
+        """One more; under the registry's lock."""
         self._observers = (*self._observers, observer)
 
     def remove(self, observer: Any) -> None:
+        """One fewer; under the registry's lock."""
         self._observers = tuple(o for o in self._observers if o is not observer)
 
     def clear(self) -> None:
+        """None any more."""
         self._observers = ()
 
 
@@ -128,10 +141,13 @@ class Registry:
         def detach() -> None:
             with self._lock:
                 entry.observers.remove(observer)
-                if not entry.observers() and self._installed.get(target.key) is entry:
-                    if entry.target.get() is entry.replacement:
-                        entry.target.set(entry.original)
-                        del self._installed[target.key]
+                if (
+                    not entry.observers()
+                    and self._installed.get(target.key) is entry
+                    and entry.target.get() is entry.replacement
+                ):
+                    entry.target.set(entry.original)
+                    del self._installed[target.key]
 
         return detach
 

@@ -75,7 +75,8 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(8 * 4 * 4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x).flatten(1))
+        logits: Tensor = self.head(self.body(x).flatten(1))
+        return logits
 
 
 class Block(nn.Module):
@@ -86,7 +87,9 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.drop = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +97,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.drop(self.out(y.transpose(1, 2).reshape(b, t, c)))
-        return x + self.drop(self.mlp(self.norm2(x)))
+        total: Tensor = x + self.drop(self.mlp(self.norm2(x)))
+        return total
 
 
 class GPT(nn.Module):
@@ -117,7 +121,8 @@ class GPT(nn.Module):
                 x = block(x)
             else:
                 x = checkpoint(block, x, use_reentrant=self.recompute)
-        return self.head(self.norm(x))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
 
 def text(n: int = 24, length: int = 16) -> Indexed:
@@ -197,7 +202,10 @@ def non_reentrant(tracing: Tracing, device: str = "cpu") -> Outcome:
 def recurrent(tracing: Tracing, device: str = "cpu") -> Outcome:
     torch.manual_seed(2)
     model = nn.ModuleDict(
-        {"lstm": nn.LSTM(6, 12, num_layers=2, dropout=0.2, batch_first=True), "head": nn.Linear(12, 4)}
+        {
+            "lstm": nn.LSTM(6, 12, num_layers=2, dropout=0.2, batch_first=True),
+            "head": nn.Linear(12, 4),
+        }
     ).to(device)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
     loader = DataLoader(data(24, 5, 6), batch_size=6)
@@ -305,9 +313,7 @@ def closure(tracing: Tracing, device: str = "cpu") -> Outcome:
         for index, x, y in loader:
             losses: list[float] = []
 
-            def evaluate(
-                x: Tensor = x, y: Tensor = y, losses: list[float] = losses
-            ) -> Tensor:
+            def evaluate(x: Tensor = x, y: Tensor = y, losses: list[float] = losses) -> Tensor:
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(x.to(device)), y.to(device))
                 loss.backward()
@@ -381,6 +387,7 @@ def by_hand(tracing: Tracing, device: str = "cpu") -> Outcome:
             loss = F.cross_entropy(model(x.to(device)), y.to(device))
             loss.backward()
             for parameter in model.parameters():
+                assert parameter.grad is not None
                 parameter.data -= 0.1 * parameter.grad
                 parameter.grad = None
             if trace is not None:
@@ -396,7 +403,7 @@ def compiled(tracing: Tracing, device: str = "cpu") -> Outcome:
     torch.manual_seed(10)
     torch._dynamo.reset()
     model = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 4)).to(device)
-    fast = torch.compile(model)
+    fast: Any = torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     loader = DataLoader(data(48, 6), batch_size=8, drop_last=True)
     out = Outcome()
@@ -427,7 +434,9 @@ def in_backward(tracing: Tracing, device: str = "cpu") -> Outcome:
     """An optimizer per parameter that steps as soon as its gradient is there."""
     torch.manual_seed(11)
     model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4)).to(device)
-    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    optimizers: dict[Tensor, torch.optim.Optimizer] = {
+        p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()
+    }
 
     def step(parameter: Tensor) -> None:
         optimizers[parameter].step()
@@ -459,9 +468,10 @@ def home_made_clipping(tracing: Tracing, device: str = "cpu") -> Outcome:
             loss = F.cross_entropy(model(x.to(device)), y.to(device))
             optimizer.zero_grad()
             loss.backward()
-            norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-            for parameter in model.parameters():
-                parameter.grad.mul_((0.05 / norm).clamp(max=1.0))
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+            for gradient in gradients:
+                gradient.mul_((0.05 / norm).clamp(max=1.0))
             optimizer.step()
             out.keep("loss", loss)
             out.losses.append([read(loss)])

@@ -1,0 +1,3 @@
+"""Integrations with training frameworks."""
+
+__all__: list[str] = []

@@ -1,0 +1,102 @@
+"""The `gradtrace` command, as typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gradtrace import gradtrace
+from gradtrace.cli import app
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the run `small` of three steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "dumb")
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradtrace(model, run="small"):
+        for _ in range(3):
+            model(torch.ones(4, 2)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return tmp_path / "gradtrace-runs"
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_runs_lists(runs: Path) -> None:
+    """`gradtrace runs` lists name, steps and status of each run."""
+    code, text = run("runs")
+    assert code == 0
+    assert "small" in text and "finished" in text and " 3 " in text
+
+
+def test_runs_of_an_empty_directory(runs: Path) -> None:
+    """`gradtrace runs` says so when a directory holds no runs."""
+    (runs / "empty").mkdir()
+    assert run("runs", str(runs / "empty")) == (0, f"no runs in {runs / 'empty'}")
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_show_by_name_and_by_path(runs: Path, absolute: bool) -> None:
+    """`gradtrace show` takes a name below gradtrace-runs as well as a path."""
+    code, text = run("show", str(runs / "small") if absolute else "small")
+    assert code == 0
+    assert "finished, 3 steps" in text
+    assert "gradient norm" in text and "weight" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("show", "nowhere"), "no run 'nowhere'"),
+        (("show", "."), "is no run directory"),
+        (("show",), "Missing argument"),
+        (("runs", "nowhere"), "no directory 'nowhere'"),
+        (("send", "small"), "Missing option"),
+        (("send", "small", "--to", "nobody"), "nobody"),
+        (("demo", "--steps", "0"), "steps"),
+        (("dance",), "No such command"),
+    ],
+)
+def test_wrong_usage(runs: Path, arguments: tuple[str, ...], words: str) -> None:
+    """Wrong usage says what was got and exits with 2."""
+    code, text = run(*arguments)
+    assert code == 2
+    # The box that errors stand in may break lines between words.
+    assert words in " ".join(text.replace("│", " ").split())
+
+
+def test_send_to_the_console(runs: Path) -> None:
+    """`gradtrace send` delivers a finished run to an exporter once, and again on demand."""
+    code, text = run("send", "small", "--to", "console")
+    assert code == 0
+    assert "3 steps and 0 events delivered to console" in text
+    assert "0 steps and 0 events delivered" in run("send", "small", "--to", "console")[1]
+    assert "3 steps and 0 events" in run("send", "small", "--to", "console", "--again")[1]
+
+
+def test_send_refuses_a_running_run(runs: Path) -> None:
+    """A run that still goes on delivers its records itself."""
+    with gradtrace(torch.nn.Linear(1, 1), run="going"):
+        code, text = run("send", "going", "--to", "console")
+    assert code == 2
+    assert "still running" in text
+
+
+def test_demo_command(runs: Path) -> None:
+    """`gradtrace demo` trains, and shows a sample and the summary of the run."""
+    code, text = run("demo", "--steps", "2", "--directory", str(runs))
+    assert code == 0
+    assert "What the model writes now" in text and "2 steps" in text

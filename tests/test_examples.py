@@ -1,0 +1,78 @@
+"""The examples run, and their traces tell what their texts promise."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradtrace import SkippedStep, Trace
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def main_of(name: str) -> Callable[..., Any]:
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    main: Callable[..., Any] = module.main
+    return main
+
+
+def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The quickstart names the samples of the step with the largest gradient."""
+    trace: Trace = main_of("quickstart")(epochs=2, directory=str(tmp_path))
+    steps = trace.steps
+    assert len(steps) == 2 * 29
+    assert all(step.clip is not None and step.loss is not None for step in steps)
+    ids = [id_ for step in steps[:29] for id_ in step.batches[0].sample_ids or ()]
+    assert sorted(ids) == list(range(1797))
+    hardest = max(steps, key=lambda step: step.grad_norm or 0.0)
+    printed = capsys.readouterr().out
+    assert f"its samples: {hardest.batches[0].sample_ids}" in printed
+    assert str(trace.path) in printed
+
+
+def test_amp_accumulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a loss scaler and accumulation a step has four losses, and skipped steps are told."""
+    trace: Trace = main_of("amp_accumulation")(steps=12, directory=str(tmp_path))
+    steps = trace.steps
+    assert len(steps) == 12
+    assert all(len(step.losses) == 4 for step in steps)
+    skipped = [event.step for event in trace.events if isinstance(event, SkippedStep)]
+    assert skipped[0] == 0 and len(skipped) < 12
+    assert skipped == [step.step for step in steps if step.skipped]
+    moved = [step.grad_norm for step in steps if not step.skipped]
+    # Scaled norms would be thousands of times larger.
+    assert all(norm is not None and 0 < norm < 100 for norm in moved)
+    assert f"skipped steps: {skipped}" in capsys.readouterr().out
+
+
+def test_gan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two models in one trace keep their layers apart by the names in the mapping."""
+    trace: Trace = main_of("gan")(steps=5, directory=str(tmp_path))
+    names = {name for step in trace.steps if step.gradients for name in step.gradients.names}
+    assert {name.split(".")[0] for name in names} == {"generator", "critic"}
+    assert len(names) == 8
+    assert "critic.0.weight" in capsys.readouterr().out
+
+
+def test_no_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a torch optimizer `trace.step()` closes the steps, and logged values go with them."""
+    trace: Trace = main_of("no_optimizer")(steps=20, directory=str(tmp_path))
+    steps = trace.steps
+    assert [step.step for step in steps] == list(range(20))
+    assert [step.logged["rate"] for step in steps] == [0.1 / (1 + n / 50) for n in range(20)]
+    first, last = steps[0].loss, steps[-1].loss
+    assert first is not None and last is not None and last < first / 10
+    assert "rate at the end" in capsys.readouterr().out
+
+
+def test_every_example_is_tested() -> None:
+    """No example goes without a test of its name."""
+    for path in EXAMPLES.glob("*.py"):
+        assert f"test_{path.stem}" in globals(), path.name
