@@ -1,5 +1,23 @@
 """Exporters: each sends a run's records somewhere. Importing this loads no backend's package."""
 
-from gradtrace.exporters.console import ConsoleExporter
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradtrace.exporters.console import ConsoleExporter
 
 __all__ = ["ConsoleExporter"]
+
+_MODULES = {"ConsoleExporter": "gradtrace.exporters.console"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gradtrace.clips import clip_of
+from gradtrace.clips import clip_of, sort_out
 from gradtrace.measure.rows import NORM, ROW, N, Positions, l2, statistics
 from gradtrace.openstep import Batch, LateLog, RawStep, number, rows_of
 from gradtrace.records import (
@@ -42,6 +42,7 @@ class Assembler:
         """The record of one step; `arrays` are the values of its slots."""
         tables = _Tables(raw, arrays)
         norms = tables.joined("gradients")
+        calls, norms = sort_out(raw, arrays, norms) if raw.readable else ([], norms)
         losses = tuple([float(arrays[slot].reshape(-1)[0]) for slot in raw.losses])
         scale = None if raw.scale is None else float(arrays[raw.scale].reshape(-1)[0])
         grad_norm = None
@@ -50,7 +51,7 @@ class Assembler:
             positions, rows = norms
             grad_norm = l2(rows)
             gradients = self._parameter_table(raw, positions, statistics(rows), MOMENT_COLUMNS)
-        clip = clip_of(raw, arrays, norms)
+        clip = clip_of(calls, arrays, norms)
         if grad_norm is None and clip is not None and _covers(raw):
             grad_norm = clip.norm_before
         weights = tables.joined("weights")

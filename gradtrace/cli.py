@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console

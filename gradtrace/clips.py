@@ -18,19 +18,52 @@ _EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 _Rows = tuple[Positions, Array]
 
 
-def clip_of(raw: RawStep, arrays: Sequence[Array], measured: _Rows | None) -> Clip | None:
+def sort_out(
+    raw: RawStep, arrays: Sequence[Array], measured: _Rows | None
+) -> tuple[list[RawClip], _Rows | None]:
+    """The calls that clipped, and the gradients they were given.
+
+    A change nobody announced that makes gradients larger, or finite ones non-finite, is no
+    clipping (noise, scaling, a fault): the gradients are then what it made of them.
+    """
+    clips: list[RawClip] = []
+    for call in raw.clips:
+        if call.inferred and measured is not None:
+            before, after = _pair(call, arrays, measured)
+            if before is not None and after is not None and _grew(l2(before), l2(after)):
+                measured = _replaced(measured, rows_of(call.after, arrays))
+                continue
+        clips.append(call)
+    return clips, measured
+
+
+def _grew(before: float, after: float) -> bool:
+    return math.isfinite(before) and not after <= before * (1 + 1e-6)
+
+
+def _replaced(measured: _Rows, changed: _Rows) -> _Rows:
+    positions = np.union1d(measured[0], changed[0])
+    rows = np.empty((len(positions), measured[1].shape[1]))
+    for at, values in (measured, changed):
+        rows[np.searchsorted(positions, at)] = values
+    return positions, rows
+
+
+def clip_of(
+    calls: Sequence[RawClip], arrays: Sequence[Array], measured: _Rows | None
+) -> Clip | None:
     """All clipping of a step as one `Clip`; None when there was none.
 
     Calls on the same parameters follow each other: before is the first's, after the last's.
     Calls on different parameters are joined as parts of one vector.
     """
-    if not raw.clips or not raw.readable:
+    if not calls:
         return None
-    clips = [_one(clip, arrays, measured) for clip in raw.clips]
+    clips = [_one(clip, arrays, measured) for clip in calls]
     if len(clips) == 1:
         return clips[0]
     groups: list[tuple[set[int], float, float]] = []
-    for call, clip in zip(raw.clips, clips, strict=True):
+    for call, clip in zip(calls, clips, strict=True):
         positions = set(call.positions)
         for k, (seen, before, _) in enumerate(groups):
             if seen & positions:

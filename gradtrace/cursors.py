@@ -19,12 +19,16 @@ class Position:
     event: int = 0
 
 
+def safe_name(name: str) -> str:
+    """The name as part of a file name, at most 100 characters."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:100] or "_"
+
+
 class Cursor:
     """The stored position of one exporter; with `run` None it is kept in memory only."""
 
     def __init__(self, run: Path | None, name: str) -> None:
-        safe = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".") or "_"
-        self._path = None if run is None else run / FOLDER / f"{safe[:100]}.json"
+        self._path = None if run is None else run / FOLDER / f"{safe_name(name)}.json"
 
     def load(self) -> Position:
         """The stored position; the beginning when there is none or the file is damaged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 from gradtrace.records import Event, RunInfo, StepRecord
@@ -36,8 +37,9 @@ class Exporter(Protocol):
 def resolve_exporters(specs: Any) -> list[Exporter]:
     """Exporter objects as they are, names replaced by exporters with default settings.
 
-    Raises TypeError for what is neither, ValueError for an unknown name, ImportError (with the pip
-    line) when the package behind a name is missing.
+    Raises TypeError for what is neither and for a name whose exporter has settings without a
+    default, ValueError for an unknown name, ImportError (with the pip line) when the package
+    behind a name is missing.
     """
     if isinstance(specs, str) or not isinstance(specs, Sequence):
         got = repr(specs) if isinstance(specs, str) else f"a {type(specs).__name__}"
@@ -53,11 +55,20 @@ def _checked(exporter: Any) -> Exporter:
             f"exporters holds the class {exporter.__name__}; expected an object of it: write "
             f"{exporter.__name__}(...)"
         )
-    missing = [name for name in ("name", "open", "export", "close") if not hasattr(exporter, name)]
+    name = getattr(exporter, "name", None)
+    if name is not None and not (isinstance(name, str) and name):
+        raise TypeError(
+            f"the name of a {type(exporter).__name__} is {name!r}; expected a string that is not "
+            "empty, such as its entry point's name"
+        )
+    missing = [] if name else ["name"]
+    missing += [
+        verb for verb in ("open", "export", "close") if not callable(getattr(exporter, verb, None))
+    ]
     if missing:
         raise TypeError(
             f"a {type(exporter).__name__} is no exporter, for it lacks {', '.join(missing)}; "
-            "expected the attributes name, open, export and close"
+            "expected a name and the methods open, export and close: add them"
         )
     checked: Exporter = exporter
     return checked
@@ -72,9 +83,18 @@ def _by_name(name: str) -> Exporter:
             "install the package that brings it"
         )
     try:
-        return _checked(found[name].load()())
+        factory = found[name].load()
     except ImportError as error:
         raise ImportError(
             f"the exporter {name!r} needs a package that is not installed ({error}): "
-            f'pip install "gradtrace[{name}]"'
+            f'pip install "gradtrace[{name}]"',
+            name=error.name,
         ) from error
+    try:
+        signature(factory).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"the exporter {name!r} has settings without a default ({error}); expected one that "
+            f"needs none: pass an object instead, {getattr(factory, '__name__', name)}(...)"
+        ) from error
+    return _checked(factory())

@@ -14,18 +14,21 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gradtrace.cursors import Cursor, Position
+from gradtrace.cursors import Cursor, Position, safe_name
 from gradtrace.exporter import Exporter
-from gradtrace.records import Record, StepRecord
+from gradtrace.records import TABLE_COLUMNS, Record, StepRecord
 
 logger = logging.getLogger("gradtrace")
 
 CAPACITY = 4096
+MAX_BYTES = 64 << 20
 BATCH = 256
 CURSOR_EVERY = 0.2
+POLL = 0.1
 PATIENCE = 10.0
 """Seconds to wait for records that were offered but do not appear in the log."""
 
@@ -33,8 +36,27 @@ PATIENCE = 10.0
 class Backlog(Protocol):
     """Where an exporter that fell behind reads what it missed."""
 
-    def read_since(self, step: int, event: int, limit: int) -> tuple[list[Record], int, int]:
-        """Records after a position, in order, and the position after them."""
+    def read_since(
+        self, step: int, event: int, limit: int, *, final: bool = False
+    ) -> tuple[list[Record], int, int]:
+        """Records after a position, in order, and the position after them.
+
+        `step` is the first step number not delivered yet, `event` how many events were. `final`
+        asks also for what waits for something that may never come.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """How many records were offered and neither delivered nor dropped."""
+
+    steps: int = 0
+    events: int = 0
+
+    def __str__(self) -> str:
+        """In words: "3 steps and 1 event"; empty for none."""
+        counts = ((self.steps, "step"), (self.events, "event"))
+        return " and ".join(f"{n:,} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n > 0)
 
 
 def growing_pauses() -> Iterator[float]:
@@ -48,8 +70,12 @@ def growing_pauses() -> Iterator[float]:
 class ExporterWorker:
     """Delivers records to one exporter, in order, each once.
 
-    `name` tells exporters of one kind apart. `capacity` bounds the queue, in records; with a
-    `backlog` a full queue loses nothing, without one the oldest go and are counted in `dropped`.
+    `name` tells exporters of one kind apart. `capacity` and `max_bytes` (of layer tables) bound the
+    queue; with a `backlog` a full queue loses nothing, without one the oldest go and are counted
+    in `dropped`, as is what the log does not show within `patience` seconds. `failures` counts
+    exports that raised. About 2 us a record on the offering thread.
+
+    Raises ValueError for bounds that are not positive.
     """
 
     def __init__(
@@ -60,30 +86,43 @@ class ExporterWorker:
         backlog: Backlog | None = None,
         run: Path | None = None,
         capacity: int = CAPACITY,
+        max_bytes: int = MAX_BYTES,
         pauses: Callable[[], Iterator[float]] = growing_pauses,
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity is {capacity}; expected at least 1 record")
+        if capacity < 1 or max_bytes < 1 or not patience >= 0:
+            raise ValueError(
+                f"got capacity={capacity}, max_bytes={max_bytes}, patience={patience}; expected at "
+                "least one record, one byte and no negative time"
+            )
         self.name = name or exporter.name
         self.dropped = 0
+        self.failures = 0
         self._exporter = exporter
         self._backlog = backlog
         self._capacity = capacity
+        self._max_bytes = max_bytes
         self._pauses = pauses
         self._patience = patience
         self._clock = clock
         self._cursor = Cursor(run, self.name)
+        self._saved = (Position(), clock())
+        self._told: set[str] = set()
+
+        self._changed = threading.Condition()
+        # All below changes under the lock. Delivered lies before _done, the queue after _head.
         self._done = Position()
+        self._head = Position()
         self._offered = Position()
+        self._owed = Owed()
         self._queue: deque[Record] = deque()
+        self._bytes = 0
+        self._queueing = True
         self._behind = False
         self._closing = False
+        self._ended = False
         self._inert = False
-        self._saved = (Position(), clock())
-        self._told_dropping = False
-        self._changed = threading.Condition()
         self._thread = threading.Thread(
             target=self._run, name=f"gradtrace-export-{self.name}", daemon=True
         )
@@ -103,46 +142,94 @@ class ExporterWorker:
         if self._inert or not records:
             return
         with self._changed:
-            self._offered = after(self._offered, records)
-            if self._behind:
-                pass  # they are read from the log when their turn comes
-            elif len(self._queue) + len(records) <= self._capacity:
+            if self._ended:
+                return
+            before, self._offered = self._offered, after(self._offered, records)
+            events = self._offered.event - before.event
+            self._owed = Owed(self._owed.steps + len(records) - events, self._owed.events + events)
+            lost = 0
+            if self._queueing:
                 self._queue.extend(records)
-            elif self._backlog is not None:
-                self._queue.clear()
-                self._behind = True
-            else:
-                self._queue.extend(records)
-                self._drop(len(self._queue) - self._capacity)
+                self._bytes += sum(map(_size, records))
+                if len(self._queue) > self._capacity or self._bytes > self._max_bytes:
+                    lost = self._make_room()
             self._changed.notify_all()
+        if lost:
+            self._tell("loses records, the oldest first: there is no run log to catch up from")
 
     def flush(self, timeout: float) -> bool:
         """Waits until everything offered so far is delivered; False after `timeout` seconds."""
         with self._changed:
             goal = self._offered
-            return self._changed.wait_for(
+            self._changed.wait_for(
                 lambda: _reached(self._done, goal) or not self._thread.is_alive(), timeout
-            ) and _reached(self._done, goal)
+            )
+            return self._inert or _reached(self._done, goal)
 
     @property
-    def owed(self) -> Position:
-        """How many steps and events were offered and not delivered, by number."""
-        return Position(
-            max(0, self._offered.step - self._done.step),
-            max(0, self._offered.event - self._done.event),
-        )
+    def owed(self) -> Owed:
+        """What was offered and neither delivered nor dropped."""
+        with self._changed:
+            return self._owed
 
     def begin_close(self) -> None:
-        """Asks the thread to deliver what is left, without pauses, and to end."""
+        """Asks the thread to deliver what is left, without pauses, and to close the exporter.
+
+        What was offered is on disk by now, if the disk takes it.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        if not self.started and not self._inert:
+            # An exporter that was opened is closed, and on this thread, where it may hang.
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending
+                self._thread.start()
 
     def join(self, timeout: float) -> bool:
         """Waits for the thread; False if it is still busy and was left to itself."""
-        if self._thread.ident is not None and not self._inert:
+        if self.started and not self._inert:
             self._thread.join(max(0.0, timeout))
         return not self._thread.is_alive()
+
+    # -- the queue, under the lock ---
+
+    def _make_room(self) -> int:
+        """Empties the queue in favour of the log, or drops the oldest; how many were lost."""
+        if self._backlog is not None:
+            self._queue.clear()
+            self._bytes = 0
+            self._queueing, self._behind = False, True
+            return 0
+        lost: list[Record] = []
+        while len(self._queue) > self._capacity or (
+            self._bytes > self._max_bytes and len(self._queue) > 1
+        ):
+            lost.append(self._queue.popleft())
+            self._bytes -= _size(lost[-1])
+        self._head = after(self._head, lost)
+        self._settle(lost)
+        self.dropped += len(lost)
+        return len(lost)
+
+    def _take(self) -> list[Record]:
+        records = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+        self._bytes -= sum(map(_size, records))
+        self._head = after(self._head, records)
+        return records
+
+    def _settle(self, records: Sequence[Record]) -> None:
+        events = after(Position(), records).event
+        self._owed = Owed(self._owed.steps - len(records) + events, self._owed.events - events)
+
+    def _go_live(self) -> int:
+        """Ends the catching up; what lies before the queue and was not found is lost."""
+        events = after(Position(), self._queue).event
+        queued = Owed(len(self._queue) - events, events)
+        lost = self._owed.steps + self._owed.events - queued.steps - queued.events
+        self._owed = queued
+        self._behind = False
+        self.dropped += lost
+        return lost
 
     # -- the exporter's own thread ---
 
@@ -152,60 +239,84 @@ class ExporterWorker:
             if records and not self._deliver(records):
                 break
             with self._changed:
+                self._settle(records)
                 self._done = position
                 self._changed.notify_all()
             self._save_cursor()
+        with self._changed:
+            self._ended = True
+            self._queue.clear()
+            self._changed.notify_all()
         self._save_cursor(at_once=True)
         try:
             self._exporter.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            self.failures += 1
             logger.warning("exporter %s failed to close: %r", self.name, error)
 
     def _next_batch(self) -> tuple[list[Record], Position] | None:
         """The next records and the position after them; None when there is nothing left to do."""
         with self._changed:
-            while not (self._queue or self._behind or self._closing):
-                self._changed.wait()
-            if self._queue:
-                records = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                return records, after(self._done, records)
+            idle = None if self._done == self._saved[0] else CURSOR_EVERY
+            if not self._changed.wait_for(
+                lambda: self._queue or self._behind or self._closing, idle
+            ):
+                return [], self._done  # a pause in the run is a good time to store the cursor
             if not self._behind:
-                return None
+                return (self._take(), self._head) if self._queue else None
         return self._from_backlog()
 
     def _from_backlog(self) -> tuple[list[Record], Position] | None:
-        assert self._backlog is not None
         give_up = self._clock() + self._patience
         while True:
-            try:
-                records, step, event = self._backlog.read_since(
-                    self._done.step, self._done.event, BATCH
-                )
-            except Exception as error:
-                logger.warning("exporter %s cannot read the run log: %r", self.name, error)
-                records, step, event = [], self._done.step, self._done.event
-            if records:
-                return records, Position(step, event)
+            # Asked before reading: what was on disk when the end was announced is then seen.
+            closing = self._closing
+            final = closing or self._clock() >= give_up
+            records, position = self._read_backlog(final)
             with self._changed:
-                if _reached(self._done, self._offered):
-                    # Nothing was offered since: from here on the queue is complete again.
-                    self._behind = False
-                    return [], self._done
-                if self._closing or self._clock() >= give_up:
-                    missing = self.owed
-                    self._drop(missing.step + missing.event, from_queue=False)
-                    self._behind = False
-                    return None if self._closing else ([], self._offered)
-                self._changed.wait(0.1)  # offered, but not on disk yet
+                goal = self._head if self._queueing else self._offered
+                wanted = _before(goal, self._done, records)
+                if wanted:
+                    whole = len(wanted) == len(records)
+                    return wanted, position if whole else after(self._done, wanted)
+                caught_up = self._queueing
+                if not caught_up:
+                    # The queue is complete from here on, so this is how far the log is needed.
+                    self._queueing, self._head = True, self._offered
+                if _reached(self._done, self._head) or (caught_up and final and not closing):
+                    lost, goal = self._go_live(), self._head
+                    break
+                if caught_up and closing:
+                    return None  # still owed: the log may get it yet, and then it can be sent
+                if caught_up:
+                    self._changed.wait(POLL)  # offered, but not on disk yet
+        if lost:
+            self._tell("loses records: they are not, or no longer, in the run log")
+        return [], goal
+
+    def _read_backlog(self, final: bool) -> tuple[list[Record], Position]:
+        assert self._backlog is not None
+        done = self._done
+        try:
+            records, step, event = self._backlog.read_since(
+                done.step, done.event, BATCH, final=final
+            )
+        except Exception as error:
+            self.failures += 1
+            self._tell(f"cannot read the run log: {error!r}")
+            return [], done
+        return records, Position(step, event)
 
     def _deliver(self, records: list[Record]) -> bool:
         """Exports with retries; False when the trace ends before the backend answers."""
         failing = False
-        for pause in self._pauses():
+        pause, pauses = 0.0, self._pauses()
+        while True:
             last = self._closing
             try:
                 self._exporter.export(records)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # some libraries exit where they should raise
+                self.failures += 1
                 if not failing:
                     failing = True
                     logger.warning(
@@ -216,27 +327,19 @@ class ExporterWorker:
                     )
                 if last:
                     return False
+                pause = next(pauses, pause)
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, pause)
             else:
                 if failing:
                     logger.info("exporter %s works again", self.name)
                 return True
-        return False
 
-    def _drop(self, count: int, *, from_queue: bool = True) -> None:
-        for _ in range(count if from_queue else 0):
-            self._queue.popleft()
-        self.dropped += count
-        if count and not self._told_dropping:
-            self._told_dropping = True
-            logger.warning(
-                "exporter %s cannot keep up and loses records: %s",
-                self.name,
-                "the oldest, for there is no run log to catch up from"
-                if from_queue
-                else "the run log no longer has them",
-            )
+    def _tell(self, trouble: str) -> None:
+        """Warns, the same trouble once."""
+        if trouble not in self._told and len(self._told) < 10:
+            self._told.add(trouble)
+            logger.warning("exporter %s %s", self.name, trouble)
 
     def _save_cursor(self, *, at_once: bool = False) -> None:
         position, when = self._saved
@@ -249,9 +352,11 @@ class ExporterWorker:
         """In a forked child: no thread, no lock held by one that is gone, nothing to do."""
         self._inert = True
         self._changed = threading.Condition()
+        self._queue.clear()
+        self._owed = Owed()
 
 
-def after(position: Position, records: Sequence[Record]) -> Position:
+def after(position: Position, records: Sequence[Record] | deque[Record]) -> Position:
     """The position behind these records."""
     step, event = position.step, position.event
     for record in records:
@@ -262,27 +367,63 @@ def after(position: Position, records: Sequence[Record]) -> Position:
     return Position(step, event)
 
 
+def _before(goal: Position, start: Position, records: list[Record]) -> list[Record]:
+    """Those of the records after `start` that lie before `goal`: the others come live.
+
+    The log shows a record a moment before it is offered, and may order events differently.
+    """
+    wanted: list[Record] = []
+    event = start.event
+    for record in records:
+        if isinstance(record, StepRecord):
+            if record.step < goal.step:
+                wanted.append(record)
+        else:
+            event += 1
+            if event <= goal.event:
+                wanted.append(record)
+    return wanted
+
+
 def _reached(done: Position, goal: Position) -> bool:
     return done.step >= goal.step and done.event >= goal.event
 
 
+def _size(record: Record) -> int:
+    """Bytes of a record's tables, beside which the rest is small."""
+    if not isinstance(record, StepRecord):
+        return 0
+    size = 0
+    for name in TABLE_COLUMNS:
+        table = getattr(record, name)
+        if table is not None:
+            size += table.values.nbytes
+    return size
+
+
 def unique_names(exporters: Sequence[Exporter]) -> list[str]:
-    """The exporters' names, later ones of the same name numbered: `mlflow`, `mlflow-2`."""
+    """The exporters' names, later ones of the same name numbered: `mlflow`, `mlflow-2`.
+
+    Names that would share a cursor file count as the same.
+    """
     names: list[str] = []
+    taken: set[str] = set()
     for exporter in exporters:
         name, k = exporter.name, 1
-        while name in names:
+        while safe_name(name).casefold() in taken:
             k += 1
-            name = f"{exporter.name}-{k}"
+            name = f"{exporter.name[:80]}-{k}"
         names.append(name)
+        taken.add(safe_name(name).casefold())
     return names
 
 
-def close_all(workers: Sequence[ExporterWorker], timeout: float) -> dict[str, str]:
+def close_all(workers: Sequence[ExporterWorker], timeout: float = 10.0) -> dict[str, str]:
     """Ends all workers together, waiting at most `timeout` seconds for all of them.
 
     Returns what is still owed, in words, by name; "" where everything was delivered. A worker
-    that hangs is left behind: its thread is a daemon.
+    that hangs is left behind: its thread is a daemon. One that was never started closes its
+    exporter all the same.
     """
     deadline = time.monotonic() + timeout
     for worker in workers:
@@ -290,13 +431,7 @@ def close_all(workers: Sequence[ExporterWorker], timeout: float) -> dict[str, st
     owed: dict[str, str] = {}
     for worker in workers:
         ended = worker.join(deadline - time.monotonic())
-        left = worker.owed
-        parts = [
-            f"{count} {noun}{'s' if count > 1 else ''}"
-            for count, noun in ((left.step, "step"), (left.event, "event"))
-            if count
-        ]
-        owed[worker.name] = " and ".join(parts) or ("" if ended else "the end of its run")
+        owed[worker.name] = str(worker.owed) or ("" if ended else "the end of its run")
     return owed
 
 

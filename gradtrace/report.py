@@ -46,7 +46,7 @@ def _facts(summary: Summary) -> Iterable[tuple[str, str]]:
         )
     if summary.clipping is not None:
         clip = summary.clipping
-        often = f"{clip.clipped:,} of {clip.calls:,} steps ({clip.fraction:.1%})"
+        often = f"{clip.clipped:,} of {summary.steps:,} steps ({clip.fraction:.1%})"
         much = f"at {number(clip.threshold)}, median factor {number(clip.coefficient)}"
         yield "clipping", f"{often} {much}, at most {clip.longest_streak:,} in a row"
     yield "non-finite", f"{summary.nonfinite_steps:,} steps"

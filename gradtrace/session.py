@@ -30,7 +30,13 @@ from gradtrace.openstep import LateLog, RawStep
 from gradtrace.pipeline import ExporterWorker, close_all, unique_names
 from gradtrace.recent import Recent
 from gradtrace.records import Event, RunInfo, RunNote, StepRecord
-from gradtrace.runlog import Backlog, RunLog, create_run_directory
+from gradtrace.runlog import (
+    Backlog,
+    RunLog,
+    check_run_name,
+    create_run_directory,
+    refuse_taken,
+)
 from gradtrace.sampling import Sampling
 from gradtrace.watch import Watch
 
@@ -135,8 +141,9 @@ class Trace:
         if self.rank and run is not None:
             # Every rank writes a directory of its own.
             self.name = f"{run}.rank{self.rank}"
-        if self._directory is not None and run is not None:
-            _refuse_taken(self._directory, self.name)
+        check_run_name(self.name)
+        if self._directory is not None:
+            refuse_taken(self._directory, self.name)
         self._notes: list[RunNote] = []
         self._recent = Recent()
         self._stats = ClippingStats()
@@ -445,14 +452,6 @@ class Trace:
 
 def _nothing() -> None:
     pass
-
-
-def _refuse_taken(directory: Path, name: str) -> None:
-    if (directory / name).exists():
-        raise ValueError(
-            f"run is {name!r}, but {str(directory / name)!r} exists; expected a new name: choose "
-            "another, or leave run out to have one made"
-        )
 
 
 def _describe_parameters(parameters: Parameters) -> list[dict[str, Any]]:

@@ -34,8 +34,9 @@ class ClipSummary:
     """How clipping went.
 
     `calls` counts the steps on which a clipping function ran, `clipped` those it changed;
-    `fraction` is clipped / calls. `coefficient` is the median factor on the clipped steps (1.0 if
-    none), `longest_streak` the most clipped steps in a row. `threshold` is the last one used.
+    `fraction` is clipped / all recorded steps. `coefficient` is the median factor on the clipped
+    steps (1.0 if none), `longest_streak` the most clipped steps in a row, `threshold` the last one
+    used.
     """
 
     calls: int
@@ -147,7 +148,7 @@ def _clipping(steps: Any) -> ClipSummary | None:
     return ClipSummary(
         calls=int(called.sum()),
         clipped=int(clipped.sum()),
-        fraction=float(clipped.sum() / called.sum()),
+        fraction=float(clipped.mean()),
         coefficient=float(np.median(coefficients)) if len(coefficients) else 1.0,
         longest_streak=_longest_streak(clipped),
         threshold=float(_floats(steps, "clip_threshold")[called][-1]),

@@ -212,6 +212,8 @@ class Watch:
                 ids = tuple(ids)
         elif isinstance(indices, (list, tuple)):
             ids = tuple(indices)
+            if ids and ids[0] is None:
+                ids = None  # an iterable dataset draws no indices
         elif indices is not None:
             ids = (indices,)
         self._collector.batch(Batch(epoch, batch_index, self._batches, ids))

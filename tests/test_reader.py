@@ -24,7 +24,7 @@ from gradtrace.records import (
     SkippedStep,
     StepRecord,
 )
-from gradtrace.runlog import Backlog, RunLog, create_run_directory, list_runs, load_run, reader
+from gradtrace.runlog import Backlog, RunLog, create_run_directory, list_runs, load_run, segments
 from gradtrace.runlog.thinning import Segment, thin_segment
 
 
@@ -105,7 +105,7 @@ def test_a_stream_cut_anywhere_gives_what_was_complete(tmp_path: Path) -> None:
     segment = tmp_path / "gradients-000000.arrows"
     for size in range(len(whole) + 1):
         segment.write_bytes(whole[:size])
-        batch = reader.SegmentReader(segment, "gradients").poll()
+        batch = segments.SegmentReader(segment, "gradients").poll()
         complete = sum(end <= size for end in ends)
         rows = [step for step in range(complete) for _ in range(1 + step % 3)]
         assert ([] if batch is None else batch.column("step").to_pylist()) == rows
@@ -118,7 +118,7 @@ def test_a_stream_that_grows_by_any_bytes_is_followed(tmp_path: Path) -> None:
     whole = (log.path / "gradients-000000.arrows").read_bytes()
     segment = tmp_path / "gradients-000000.arrows"
     segment.touch()
-    follower = reader.SegmentReader(segment, "gradients")
+    follower = segments.SegmentReader(segment, "gradients")
     seen: list[tuple[int, str]] = []
     with segment.open("ab", buffering=0) as file:
         for at in range(0, len(whole), 7):
@@ -322,15 +322,15 @@ def test_a_backlog_reads_only_what_is_new(
     write(log, *range(50))
     total = sum(file.stat().st_size for file in log.path.glob("*.arrows"))
     read = 0
-    real = reader.SegmentReader._read
+    real = segments.SegmentReader._read
 
-    def count(self: reader.SegmentReader) -> bytes:
+    def count(self: segments.SegmentReader) -> bytes:
         nonlocal read
         data = real(self)
         read += len(data)
         return data
 
-    monkeypatch.setattr(reader.SegmentReader, "_read", count)
+    monkeypatch.setattr(segments.SegmentReader, "_read", count)
     backlog = Backlog(log.path)
     records, step, event = backlog.read_since(45, 0, 100)
     assert [item.step for item in records] == [45, 46, 47, 48, 49]

@@ -134,7 +134,7 @@ def test_clipping(write: Write) -> None:
     assert found is not None
     assert found.calls == 180
     assert found.clipped == len(factors)
-    assert found.fraction == len(factors) / 180
+    assert found.fraction == len(factors) / 200
     assert found.coefficient == pytest.approx(statistics.median(factors))
     assert found.longest_streak == longest > 1
     assert found.threshold == 1.0

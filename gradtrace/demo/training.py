@@ -21,7 +21,7 @@ from gradtrace.runlog import load_run
 from gradtrace.session import gradtrace
 from gradtrace.summary import summarize
 
-STEPS = 600
+STEPS = 700
 """About 90 seconds on two cores."""
 
 LENGTH = 64

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gradtrace.runlog.reader import SegmentReader
 from gradtrace.runlog.schema import SCHEMAS, STEPS
+from gradtrace.runlog.segments import SegmentReader
 
 BEFORE_EVENT = 50
 AFTER_EVENT = 20

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import io
 import os
 import socket
 import time
@@ -13,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from gradtrace.records import Event, LayerTable, RunInfo, RunNote, StepRecord
-from gradtrace.runlog.reader import EVENTS_FILE, INFO_FILE
+from gradtrace.runlog.backlog import EVENTS_FILE
+from gradtrace.runlog.files import EventFile, TableFile, write_fully
+from gradtrace.runlog.runs import INFO_FILE
 from gradtrace.runlog.schema import (
     LAYER_TABLES,
-    SCHEMAS,
     STEPS,
     LayerEncoder,
     event_line,
@@ -27,46 +24,13 @@ from gradtrace.runlog.schema import (
     steps_batch,
     to_json,
 )
-from gradtrace.runlog.thinning import Segment, Thinner
+from gradtrace.runlog.thinning import Thinner
 
 FORMAT = 1
 FLUSH_BYTES = 8 * 2**20
 HOLD_BYTES = 32 * 2**20
 HOLD_EVENTS = 10_000
 LONGEST_PAUSE = 60.0
-
-
-def create_run_directory(directory: Path, name: str) -> Path:
-    """Makes the new directory `directory`/`name` and returns it.
-
-    Raises ValueError for a name that is no plain folder name or is taken, and for a `directory`
-    that is a file; OSError when the place cannot be written.
-    """
-    advice = "choose a plain folder name such as 'baseline-1'"
-    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(
-            f"got run name {name!r}; expected a name that is not empty, does not begin with a dot "
-            f"and holds no slash, backslash or NUL: {advice}"
-        )
-    size = len(name.encode("utf-8", "surrogatepass"))
-    if size > 200:
-        raise ValueError(f"got a run name of {size} bytes; expected at most 200: {advice}")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(
-            f"got directory {str(directory)!r}, where a file is in the way; expected a folder or "
-            "a place to make one: choose another directory"
-        ) from error
-    path = directory / name
-    try:
-        path.mkdir()
-    except FileExistsError as error:
-        raise ValueError(
-            f"got run name {name!r}, which exists already in {str(directory)!r}; expected a new "
-            "one, since runs are never overwritten: choose another name"
-        ) from error
-    return path
 
 
 class RunLog:
@@ -118,10 +82,10 @@ class RunLog:
         # Only complete segments can be thinned, so they must be small beside the budget.
         limit = max(1, min(segment_bytes, max_bytes // 32))
         self._tables = {
-            table: _TableFile(path, table, limit, self._thinner.add)
+            table: TableFile(path, table, limit, self._thinner.add)
             for table in (*LAYER_TABLES, STEPS)
         }
-        self._events = _EventFile(path / EVENTS_FILE)
+        self._events = EventFile(path / EVENTS_FILE)
         self._info = _plain_info(info)
         self._info_stale = True
         self._write()
@@ -292,7 +256,7 @@ class RunLog:
         try:
             fd = os.open(temporary, flags, 0o644)
             try:
-                _write_fully(fd, to_json(self._info, indent=1).encode())
+                write_fully(fd, to_json(self._info, indent=1).encode())
             finally:
                 os.close(fd)
             os.replace(temporary, self.path / INFO_FILE)
@@ -338,119 +302,6 @@ class _Outage:
             f"the run log at {self._path} is written again; "
             f"{lost - self._lost_before} records were lost meanwhile"
         )
-
-
-class _TableFile:
-    """One table's segments: Arrow streams, a batch per os-level write, nothing buffered."""
-
-    def __init__(
-        self, directory: Path, table: str, limit: int, sealed: Callable[[Segment], None]
-    ) -> None:
-        self._directory = directory
-        self._table = table
-        self._limit = limit
-        self._sealed = sealed
-        self._number = 0
-        self._segment: Segment | None = None
-        self._fd = -1
-        self._stream: Any = None
-        self._sink = io.BytesIO()
-
-    @property
-    def size(self) -> int:
-        """Bytes of the open segment."""
-        return 0 if self._segment is None else self._segment.size
-
-    def write(self, batch: Any, first: int, last: int) -> None:
-        """Appends a batch with these steps. Raises OSError; the file then ends before it."""
-        if self._segment is not None and not os.fstat(self._fd).st_nlink:
-            self._leave()  # deleted under our feet: writing would seem to work
-        segment = self._segment or self._open(first)
-        try:
-            self._stream.write_batch(batch)
-            self._drain(segment)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, segment.size)
-            self._leave()
-            if not segment.size:
-                with contextlib.suppress(OSError):
-                    segment.path.unlink()
-            raise
-        segment.last_step = last
-        if segment.size >= self._limit:
-            self.seal()
-
-    def seal(self) -> None:
-        """Ends the open segment, if any; the next write begins another."""
-        if self._segment is not None:
-            with contextlib.suppress(OSError):  # the end mark is a courtesy, readers do without
-                self._stream.close()
-                self._drain(self._segment)
-            self._leave()
-
-    def _open(self, first: int) -> Segment:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-        path = self._directory / f"{self._table}-{self._number:06}.arrows"
-        self._fd = os.open(path, flags, 0o644)
-        self._number += 1
-        self._sink = io.BytesIO()
-        # A schema that tells where the segment begins lets a reader skip it unread.
-        schema = SCHEMAS[self._table].with_metadata({"first_step": str(first)})
-        options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
-        self._stream = pa.ipc.new_stream(self._sink, schema, options=options)
-        self._segment = Segment(self._table, path, first, first, 0)
-        return self._segment
-
-    def _drain(self, segment: Segment) -> None:
-        with self._sink.getbuffer() as data:
-            _write_fully(self._fd, data)
-            segment.size += len(data)
-        self._sink.seek(0)
-        self._sink.truncate()
-
-    def _leave(self) -> None:
-        segment, self._segment, self._stream = self._segment, None, None
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
-        if segment is not None and segment.size:
-            self._sealed(segment)
-
-
-class _EventFile:
-    """`events.jsonl`: one write per line."""
-
-    def __init__(self, path: Path) -> None:
-        self.size = 0
-        self._path = path
-        self._fd: int | None = None
-        self._torn = False
-
-    def write(self, line: bytes) -> None:
-        """Appends a line. Raises OSError; a line written in part is then skipped by readers."""
-        if self._fd is not None and not os.fstat(self._fd).st_nlink:
-            self.close()
-        if self._fd is None:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        data = b"\n" + line if self._torn else line
-        written = os.write(self._fd, data)
-        self.size += written
-        self._torn = written != len(data)
-        if self._torn:
-            raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were taken")
-
-    def close(self) -> None:
-        """Closes the file; a later write opens it again."""
-        if self._fd is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-        self._fd = None
-
-
-def _write_fully(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _size(record: StepRecord) -> int:

@@ -1,0 +1,83 @@
+"""What is known of a run without reading it: its info, its state, a line in a list."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradtrace.runlog.schema import STEPS
+from gradtrace.runlog.segments import SegmentReader, segments
+
+INFO_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A line of a list of runs. `steps` is the last recorded step number plus one."""
+
+    name: str
+    path: Path
+    started: float
+    status: str
+    steps: int
+
+
+def list_runs(directory: str | Path) -> list[RunSummary]:
+    """The runs in `directory`, oldest first; empty when there is no such directory.
+
+    Reads `run.json` and the newest step segment of each.
+    """
+    try:
+        paths = [entry for entry in Path(directory).iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+    found = []
+    for path in paths:
+        info = read_info(path)
+        started = info.get("started")
+        if isinstance(started, int | float):
+            name = str(info.get("name", path.name))
+            found.append(RunSummary(name, path, started, status_of(info), _count(path)))
+    return sorted(found, key=lambda summary: (summary.started, summary.name))
+
+
+def _count(path: Path) -> int:
+    for _, segment in reversed(segments(path, STEPS)):
+        batch = SegmentReader(segment, STEPS).poll()
+        if batch is not None:
+            return int(batch.column("step")[-1].as_py()) + 1
+    return 0
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """`run.json`, empty when it is missing or not ours."""
+    try:
+        info = json.loads((path / INFO_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) and "format" in info else {}
+
+
+def status_of(info: dict[str, Any]) -> str:
+    """The run's status; "killed" when it says "running" and its process is gone from this host."""
+    status = str(info.get("status", "unknown"))
+    pid = info.get("pid")
+    if (
+        status != "running"
+        or info.get("hostname") != socket.gethostname()
+        or not isinstance(pid, int)
+        or pid <= 0
+        or os.name != "posix"  # elsewhere signal 0 is not a question
+    ):
+        return status
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return "killed"
+    except PermissionError:
+        pass
+    return status
