@@ -11,7 +11,7 @@ from gradtrace.records import (
     SkippedStep,
     StepRecord,
 )
-from gradtrace.runlog import load_run
+from gradtrace.runlog import Run, load_run
 from gradtrace.sampling import Sampling
 from gradtrace.session import Trace, gradtrace
 
@@ -21,6 +21,7 @@ __all__ = [
     "Event",
     "LayerTable",
     "NonFinite",
+    "Run",
     "RunInfo",
     "RunNote",
     "Sampling",

@@ -296,12 +296,23 @@ class Collector:
             if accumulator:
                 part.tables.append((table, [accumulator.reading()]))
         self._reader.next_step()
-        if complete or self._rounds.complete(part.stepped):
+        if complete or self._rounds.complete(part.stepped) or self._moved_all(part):
             self._seal(part)
             self._open_part(self._step)
         else:
             self._waiting = part
             self._open_part(self._step + 1)
+
+    def _moved_all(self, part: OpenStep) -> bool:
+        """Whether, in the first round, the optimizers that stepped hold all trained parameters."""
+        if self._rounds.known:
+            return False
+        moved: set[int] = set()
+        for ref in part.stepped:
+            optimizer = ref()
+            if optimizer is not None:
+                moved.update(self._positions_of(optimizer))
+        return moved.issuperset(self._take_part().tolist())
 
     def _seal(self, part: OpenStep) -> None:
         self._rounds.closed(part.stepped)

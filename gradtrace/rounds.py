@@ -22,6 +22,11 @@ class Rounds:
         self._seen: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._round = 0
 
+    @property
+    def known(self) -> bool:
+        """Whether a round has been seen to its end."""
+        return bool(self._seen)
+
     def complete(self, stepped: list[Any]) -> bool:
         """Whether every known optimizer is among the weak references `stepped`."""
         if not self._seen:
