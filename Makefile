@@ -27,6 +27,8 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --requirement benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks.overhead $(BENCH_ARGS)
 
 $(READY): pyproject.toml constraints.txt tools/setup.sh

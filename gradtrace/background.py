@@ -15,7 +15,7 @@ from gradtrace.measure.handoff import Handoff
 from gradtrace.openstep import LateLog, RawStep
 from gradtrace.records import Event, Record, StepRecord
 
-POLL = 0.1
+POLL = 0.25
 LATE = 0.25
 """Seconds a record is held back, so that values logged just after its step still join it."""
 TICK = 0.5

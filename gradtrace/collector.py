@@ -68,6 +68,8 @@ class Collector:
         self._manual = False
         self._changes_unannounced = False
         self._stepped_in_backward = False
+        # A clip announces that gradients change; until the next backward no change is news.
+        self._clipped = False
         self._scaler_steps = 0
         self._shown: tuple[bytes, Positions] = (b"", np.empty(0, dtype=np.intp))
         self._on_open: list[Callable[[Due], None]] = []
@@ -126,6 +128,7 @@ class Collector:
         written = self._reader.after_backward(before)
         if not written and not self._stepped_in_backward:
             return  # another model's
+        self._clipped = False
         if loss is not None:
             self.open.losses.append(loss)
         if scale is not None:
@@ -146,7 +149,8 @@ class Collector:
         """A clipping call begins on these parameters; the watched ones among them, by position."""
         positions = self._parameters.positions(parameters)
         if positions and self.open.due.gradients:
-            self._watch_changes(positions)
+            if not self._clipped:
+                self._watch_changes(positions)
             self._read_gradients(positions)
         return positions
 
@@ -157,7 +161,7 @@ class Collector:
                 call.positions, full=False, scale=self.open.scale
             )
         self.open.clips.append(call)
-        self._reader.settle()
+        self._clipped = True
 
     def _watch_changes(self, positions: Sequence[int]) -> None:
         """Looks for a change of gradients that nobody announced."""
@@ -196,7 +200,7 @@ class Collector:
         if not positions:
             return False
         self.open.scale = scale
-        if self.open.due.gradients:
+        if self.open.due.gradients and not self._clipped:
             self._watch_changes(positions)
         self._scaler_steps += 1
         return True
@@ -223,7 +227,7 @@ class Collector:
             if in_backward:
                 self._read_loose(positions)
             elif not closure:
-                if not self._scaler_steps:
+                if not self._scaler_steps and not self._clipped:
                     self._watch_changes(positions)
                 self._read_gradients(positions + self._unowned())
         found_inf = getattr(optimizer, "found_inf", None)

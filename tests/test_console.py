@@ -4,7 +4,7 @@ import io
 import math
 import subprocess
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -226,8 +226,9 @@ def test_other_ranks_write_their_events_only() -> None:
 @pytest.mark.parametrize("name", ["interval", "refresh"])
 def test_times_are_checked_where_they_are_given(name: str, value: float) -> None:
     """A negative time is refused by the constructor, by name."""
+    options: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=name):
-        ConsoleExporter(**{name: value})
+        ConsoleExporter(**options)
 
 
 def test_importing_the_exporters_loads_none() -> None:

@@ -9,6 +9,7 @@ enough for every |mean| / std, and no float32 square overflows in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -110,7 +111,7 @@ class _Block:
         norm = torch.linalg.vector_norm(matrix, dim=1)
         torch.abs(matrix, out=scratch)
         peak = torch.amax(scratch, 1)
-        if matrix.device.type == "cpu" and not bool(torch.isfinite(peak.sum())):
+        if matrix.device.type == "cpu" and not math.isfinite(float(peak.sum())):
             return self._read_bad(tensors)
         count = torch.sum(scratch.sign_(), 1)
         return Reading([total, norm, peak, count], self._decode)

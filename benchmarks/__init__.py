@@ -1,0 +1,1 @@
+"""Timing of training loops, with gradtrace and with its peers."""

@@ -1,0 +1,231 @@
+"""What gradtrace costs: paired timing of training loops, each variant in a process of its own.
+
+The processes of a comparison live side by side and take turns, a block of steps at a time, so that
+the machine's drift falls on all of them alike. A variant's figure is the median, over its blocks,
+of its step time divided by that of the bare loop's blocks before and after it.
+
+    python -m benchmarks.overhead [--quick] [--only small,mini,large,growth] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.variants import VARIANTS, prepare, resident
+
+THREADS = 2
+PEERS = ("hooks with .item()", "wandb.watch", "trainscope")
+OURS = tuple(name for name in VARIANTS if name.startswith("gradtrace"))
+WARM_UP = 15
+"""Steps before the clock starts: gradtrace measures everything on the first ten."""
+
+
+def child(pipe: Connection, model: str, variant: str) -> None:
+    """Runs blocks of steps on request and replies with their step times, in seconds."""
+    try:
+        loop = prepare(model, variant, THREADS)
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+        return
+    pipe.send("")
+    while (steps := pipe.recv()) is not None:
+        times = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            loop()
+            times.append(time.perf_counter() - start)
+        pipe.send((times, resident()))
+
+
+class Runner:
+    """One variant in its process."""
+
+    def __init__(self, model: str, variant: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.variant = variant
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=child, args=(theirs, model, variant), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.problem: str = self._receive()
+        self.resident = 0
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            return "its process ended"
+
+    def block(self, steps: int) -> float:
+        """The median step time over a block, in seconds."""
+        self._pipe.send(steps)
+        answer = self._receive()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{self.variant}: {answer}")
+        times, self.resident = answer
+        return float(statistics.median(times))
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.join()
+
+
+def compare(model: str, variants: Sequence[str], *, steps: int, blocks: int) -> dict[str, Any]:
+    """Ratios of step times to the bare loop's, by variant: median, quartiles; and milliseconds."""
+    runners: dict[str, Runner] = {}
+    skipped: dict[str, str] = {}
+    for variant in variants:
+        runner = Runner(model, variant)
+        if runner.problem:
+            skipped[variant] = runner.problem
+            runner.stop()
+        else:
+            runners[variant] = runner
+    try:
+        for runner in runners.values():
+            runner.block(WARM_UP)
+        others = [name for name in runners if name != "bare"]
+        bare: list[float] = [runners["bare"].block(steps)]
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
+        for turn in range(blocks):
+            # Another order each time: nobody always follows the same neighbour.
+            for name in others[turn % len(others) :] + others[: turn % len(others)]:
+                taken = runners[name].block(steps)
+                bare.append(runners["bare"].block(steps))
+                found[name].append((taken, taken / ((bare[-2] + bare[-1]) / 2)))
+        base = statistics.median(bare)
+        result: dict[str, Any] = {"bare_ms": base * 1e3, "skipped": skipped, "variants": {}}
+        for name, pairs in found.items():
+            ratios = sorted(ratio for _, ratio in pairs)
+            quartiles = statistics.quantiles(ratios, n=4)
+            result["variants"][name] = {
+                "ratio": statistics.median(ratios),
+                "quartiles": [quartiles[0], quartiles[2]],
+                "ms": statistics.median(taken for taken, _ in pairs) * 1e3,
+                "memory_mb": (runners[name].resident - runners["bare"].resident) / 2**20,
+            }
+        return result
+    finally:
+        for runner in runners.values():
+            runner.stop()
+
+
+def growth(*, quick: bool) -> list[dict[str, Any]]:
+    """Cost per layer from 10 to 1,000 layers, and per value in layers of growing size."""
+    rows = []
+    names = ["layers-10", "layers-100", "layers-1000", "width-256", "width-1024", "width-4096"]
+    for name in names:
+        kind, _, size = name.partition("-")
+        steps = max(3, (2000 if kind == "layers" else 20_000) // int(size))
+        result = compare(name, ("bare", OURS[1]), steps=min(steps, 50), blocks=6 if quick else 20)
+        ours = result["variants"][OURS[1]]
+        added = (ours["ratio"] - 1) * result["bare_ms"] * 1e6
+        tensors = 2 * int(size) if kind == "layers" else 2
+        values = int(size) * (32 * 33) if kind == "layers" else int(size) * (int(size) + 1)
+        rows.append(
+            {
+                "model": f"{size} layers of 32 x 32" if kind == "layers" else f"{size} x {size}",
+                "ratio": ours["ratio"],
+                "us_per_tensor": added / tensors / 1e3,
+                "ns_per_value": added / values,
+                "memory_mb": ours["memory_mb"],
+            }
+        )
+    return rows
+
+
+COMPARISONS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
+    "small": ("GPT, 0.12M parameters, 128 tokens", tuple(VARIANTS), 20, 24),
+    "mini": ("GPT, 3.3M parameters, 1,024 tokens", tuple(VARIANTS), 3, 16),
+    "large": ("GPT-2 small, 124M parameters, 512 tokens", ("bare", "bare again", OURS[1]), 1, 14),
+}
+"""Title, variants, steps a block, blocks."""
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown, for the README."""
+    names = [name for name in COMPARISONS if name in results]
+    lines = ["| ratio to the bare loop | " + " | ".join(COMPARISONS[n][0] for n in names) + " |"]
+    lines.append("|---|" + "---|" * len(names))
+    lines.append(
+        "| bare loop, ms a step | " + _cells(f"{results[n]['bare_ms']:.1f}" for n in names)
+    )
+    for variant in list(VARIANTS)[1:]:
+        cells = []
+        for name in names:
+            found = results[name]["variants"].get(variant)
+            low, high = found["quartiles"] if found else (0.0, 0.0)
+            cells.append(f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})" if found else "-")
+        lines.append(f"| {variant} | " + _cells(cells))
+    for row in results.get("growth", ()):
+        if row is results["growth"][0]:
+            lines += ["", "| defaults on | ratio | us a tensor | ns a value | memory |"]
+            lines.append("|---|---|---|---|---|")
+        lines.append(
+            f"| {row['model']} | {row['ratio']:.3f} | {row['us_per_tensor']:.1f} | "
+            f"{row['ns_per_value']:.2f} | {row['memory_mb']:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def _cells(values: Any) -> str:
+    return " | ".join(values) + " |"
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def main() -> None:
+    """Measures, prints the table and writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer blocks, no large model")
+    parser.add_argument("--only", default="", help="comparisons, separated by commas")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"))
+    options = parser.parse_args()
+    wanted = options.only.split(",") if options.only else [*COMPARISONS, "growth"]
+    if options.quick and not options.only:
+        wanted.remove("large")
+    results: dict[str, Any] = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": processor(),
+        "threads": THREADS,
+    }
+    for name in wanted:
+        print(f"{name} ...", flush=True)
+        if name == "growth":
+            results[name] = growth(quick=options.quick)
+        else:
+            _, variants, steps, blocks = COMPARISONS[name]
+            results[name] = compare(
+                name, variants, steps=steps, blocks=4 if options.quick else blocks
+            )
+            for variant, problem in results[name]["skipped"].items():
+                print(f"  left out: {variant}: {problem}")
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\n{results['processor']}, {THREADS} threads, torch {results['torch']}\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
