@@ -19,7 +19,7 @@ def bare(loop: Loop) -> None:
     """Nothing."""
 
 
-def _traced(loop: Loop, **cadence: int) -> None:
+def _traced(loop: Loop, **cadence: Any) -> None:
     from gradtrace import Sampling, gradtrace
 
     directory = tempfile.mkdtemp(prefix="gradtrace-bench-")

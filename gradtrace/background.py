@@ -15,10 +15,10 @@ from gradtrace.measure.handoff import Handoff
 from gradtrace.openstep import LateLog, RawStep
 from gradtrace.records import Event, Record, StepRecord
 
-POLL = 0.25
+POLL = 0.2
 LATE = 0.25
 """Seconds a record is held back, so that values logged just after its step still join it."""
-TICK = 0.5
+TICK = 0.3
 """Seconds between calls of `tick`."""
 
 
@@ -36,7 +36,7 @@ class Background:
     """Takes steps from the hand-over, in one daemon thread, and feeds `sinks` in order.
 
     A sink gets each record followed by the events it caused. Errors of a stage are held back by
-    `guard` and cost the record they concern, nothing else. `tick` is called each half second, also
+    `guard` and cost the record they concern, nothing else. `tick` is called each TICK seconds, also
     while nothing arrives.
     """
 

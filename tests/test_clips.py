@@ -170,7 +170,7 @@ def test_a_change_that_enlarges_gradients_is_no_clipping(factor: float) -> None:
 
 
 def test_home_made_clipping_that_starts_late_is_noted_once() -> None:
-    """When gradients are first changed late in a run, that step is noted and later ones are right."""
+    """When gradients are first changed late in a run, one step is noted, later ones are right."""
     count = 0
 
     def clip(model: nn.Module) -> None:
