@@ -83,7 +83,8 @@ def test_a_killed_run_misses_a_second_at_most(tmp_path: Path) -> None:
         _, end = told[-1]
         due = [step for step, when in told if when < end - 1.0]
         assert len(steps) >= len(due)
-        assert set(run.gradients.column("step").to_pylist()) <= set(steps) | {len(steps)}
+        # Tables are written first: no step is ever without its own.
+        assert set(steps) <= set(run.gradients.column("step").to_pylist())
         assert run.status == "killed"
 
 
