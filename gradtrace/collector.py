@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradtrace.measure.flat import local
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.handoff import Handoff
 from gradtrace.measure.parameters import Parameters
@@ -363,7 +364,7 @@ class Collector:
                     self._loose.add(i, grad)
 
     def _before_update(self, key: int, positions: Sequence[int]) -> None:
-        weights = [self._parameters.tensors[i].detach() for i in positions]
+        weights = [local(self._parameters.tensors[i].detach()) for i in positions]
         readings = self._parameters.read(positions, weights, full=True)
         self.open.tables.append(("weights", readings))
         self._snapshots[key] = Snapshot(self._parameters, positions)

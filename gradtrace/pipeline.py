@@ -73,7 +73,7 @@ class ExporterWorker:
     `name` tells exporters of one kind apart. `capacity` and `max_bytes` (of layer tables) bound the
     queue; with a `backlog` a full queue loses nothing, without one the oldest go and are counted
     in `dropped`, as is what the log does not show within `patience` seconds. `failures` counts
-    exports that raised. About 2 us a record on the offering thread.
+    exports that raised. Costs the offering thread about 5 us a call and 1 us a record.
 
     Raises ValueError for bounds that are not positive.
     """

@@ -195,9 +195,9 @@ class Trace:
             self._taps.close()
             if self._background is not None:
                 self._background.stop(time.monotonic())
-            close_all([worker for worker in self._workers if worker.started], 1.0)
+            close_all(self._workers, 1.0)
             if self._run_log is not None:
-                self._run_log.close({"status": "failed to start"})
+                self._run_log.close({}, status="failed to start")
             raise
         self._state = "running"
         atexit.register(self.close)
@@ -312,16 +312,28 @@ class Trace:
                     ),
                 )
                 logger.warning("%s", self._notes[-1].message)
+        for worker in self._workers:
+            if worker.dropped:
+                self._note(
+                    f"exporter {worker.name}",
+                    f"exporter {worker.name!r} lost {worker.dropped} records: it could not keep up"
+                    " and they could not be read back from a run log",
+                )
+        if self._handoff.dropped:
+            self._note(
+                "hand-over",
+                f"{self._handoff.dropped} steps were lost: the background thread could not keep up",
+            )
         self._background.turn(final=True)
         if self._run_log is not None:
             self._run_log.close(
                 {
-                    "status": status,
                     "steps": self._recent.count,
                     "dropped": self._handoff.dropped,
                     "overhead": asdict(self.overhead),
                     "clipping": asdict(self.clipping),
-                }
+                },
+                status=status,
             )
 
     # -- in the loop ---

@@ -37,6 +37,17 @@ def flatten(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: a DTensor's own shard, any other tensor itself.
+
+    Never a collective. `type(...) is Tensor` is tried first, for it is true of almost all.
+    """
+    if type(tensor) is Tensor or not hasattr(tensor, "to_local"):
+        return tensor
+    shard: Tensor = tensor.to_local()
+    return shard
+
+
 def stored(tensor: Tensor) -> Tensor | None:
     """The values a tensor stores: itself, or the coalesced values of a sparse one.
 

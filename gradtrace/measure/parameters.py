@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gradtrace.measure.blocks import SMALL, Blocks
 from gradtrace.measure.chunks import Accumulator, Scratch, is_measurable
+from gradtrace.measure.flat import local
 from gradtrace.measure.foreach import read_foreach
 from gradtrace.measure.rows import Reading
 from gradtrace.sampling import Sampling
@@ -87,7 +88,7 @@ class Parameters:
             grad = self.tensors[i].grad
             if grad is not None:
                 present.append(i)
-                grads.append(grad)
+                grads.append(local(grad))
         return self.read(present, grads, full=full), present
 
     def read(
