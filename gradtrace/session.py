@@ -265,10 +265,14 @@ class Trace:
             worker.start()
         self._background.start()
         watch.attach(self._taps, self._loaders)
-        if any(hasattr(p, "to_local") for p in self._parameters.tensors):
+        if any(hasattr(p, "to_local") for p in self._parameters.tensors) or any(
+            type(module).__name__ == "FullyShardedDataParallel"
+            for model in self._models.values()
+            for module in model.modules()
+        ):
             self._note(
                 "parameters",
-                "parameters are sharded over ranks: layer statistics are of this rank's shard",
+                "parameters may be sharded over ranks: statistics are of this rank's part",
             )
 
     def _make_directory(self, directory: Path) -> Path | None:

@@ -282,6 +282,7 @@ def test_fsdp_clipping_is_seen() -> None:
                 total = model.clip_grad_norm_(0.5)
                 optimizer.step()
         clip = trace.steps[-1].clip
+        assert [note.source for note in trace.notes] == ["parameters"]
         assert clip is not None and clip.clipped and clip.threshold == 0.5
         assert clip.norm_before == pytest.approx(float(total))
         assert clip.norm_before == pytest.approx(before, rel=1e-5)
