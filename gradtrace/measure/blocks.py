@@ -68,13 +68,16 @@ class Blocks:
                 _Block([positions[i] for i in group], [like[i] for i in group], group, self._matrix)
             )
 
-    def read(self, tensors: Sequence[Tensor]) -> list[Reading]:
-        """Starts measuring; under `torch.no_grad()`. Cost: about 1 us a tensor + 1.2 ns a value."""
+    def read(self, tensors: Sequence[Tensor], *, norm_only: bool = False) -> list[Reading]:
+        """Starts measuring; under `torch.no_grad()`. Cost: about 1 us a tensor + 1.2 ns a value.
+
+        `norm_only` leaves the other cells NaN, at half the cost.
+        """
         readings = []
         for block in self._blocks:
             if len(self._blocks) > 1:
                 self._matrix.zero_()  # the last block's values lie in this one's padding
-            readings.append(block.read([tensors[i] for i in block.members], self._scratch))
+            readings.append(block.read([tensors[i] for i in block.members], self._scratch, norm_only))
         return readings
 
 
@@ -99,7 +102,7 @@ class _Block:
             at = int(start) * WIDTH
             self._targets.append(flat[at : at + _reals(tensor)].view(shape))
 
-    def read(self, tensors: list[Tensor], scratch: Tensor) -> Reading:
+    def read(self, tensors: list[Tensor], scratch: Tensor, norm_only: bool) -> Reading:
         if self._any_complex:
             tensors = [
                 torch.view_as_real(t.resolve_conj()) if c else t
@@ -107,8 +110,10 @@ class _Block:
             ]
         matrix, scratch = self._matrix, scratch[: self._height]
         torch._foreach_copy_(self._targets, tensors)
-        total = torch.sum(matrix, 1)
         norm = torch.linalg.vector_norm(matrix, dim=1)
+        if norm_only:
+            return Reading([norm], self._decode_norm)
+        total = torch.sum(matrix, 1)
         torch.abs(matrix, out=scratch)
         peak = torch.amax(scratch, 1)
         if matrix.device.type == "cpu" and not math.isfinite(float(peak.sum())):
@@ -127,6 +132,13 @@ class _Block:
             rows[:, NONZERO] = np.add.reduceat(count, self._starts)
         rows[:, MIN] = rows[:, MAX] = np.nan  # the padding's zeros would be among them
         rows[:, BAD] = np.where(np.isfinite(rows[:, ABS]), 0.0, np.nan)
+        return self._positions, rows
+
+    def _decode_norm(self, arrays: Sequence[Array]) -> tuple[Positions, Array]:
+        rows = np.full((len(self._positions), len(ROW)), np.nan)
+        rows[:, N] = self._sizes
+        with np.errstate(over="ignore"):
+            rows[:, NORM] = np.sqrt(np.add.reduceat(np.square(arrays[0]), self._starts))
         return self._positions, rows
 
     def _read_bad(self, tensors: list[Tensor]) -> Reading:

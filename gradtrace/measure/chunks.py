@@ -55,6 +55,15 @@ class Scratch:
             buffer = self._buffers[key] = torch.empty(CHUNK, dtype=dtype, device=like.device)
         return buffer if n == CHUNK else buffer[:n]
 
+    def unknown(self, like: Tensor) -> Tensor:
+        """A 0-dim NaN that is never written."""
+        key = (like.device, like.dtype, "unknown")
+        unknown = self._buffers.get(key)
+        if unknown is None:
+            unknown = torch.full((), float("nan"), dtype=like.dtype, device=like.device)
+            self._buffers[key] = unknown
+        return unknown
+
     def zero(self, like: Tensor) -> Tensor:
         """A 0-dim zero that is never written."""
         key = (like.device, like.dtype, "zero")
@@ -81,8 +90,12 @@ class Accumulator:
     def __bool__(self) -> bool:
         return bool(self._positions)
 
-    def add(self, position: int, tensor: Tensor) -> bool:
-        """Measures one tensor; False when its values cannot be read without waiting."""
+    def add(self, position: int, tensor: Tensor, *, norm_only: bool = False) -> bool:
+        """Measures one tensor; False when its values cannot be read without waiting.
+
+        `norm_only` leaves every cell but the square sum NaN.
+        """
+        cells = _norm_cells if norm_only else chunk_cells
         values = stored(tensor)
         if values is None:
             return False
@@ -96,7 +109,7 @@ class Accumulator:
             self._add_row(position, 0, flat.new_zeros(CELLS, dtype=torch.float32).unbind())
         for chunk in flat.split(CHUNK) if flat.numel() > CHUNK else (flat,):
             if chunk.numel():
-                self._add_row(position, chunk.numel(), chunk_cells(chunk, self._scratch))
+                self._add_row(position, chunk.numel(), cells(chunk, self._scratch))
         return True
 
     def again(self, position: int) -> None:
@@ -158,6 +171,21 @@ def _host_cells(x: Tensor, scratch: Scratch) -> tuple[Tensor, ...]:
         return _double_cells(x)
     sign = torch.sign(x, out=scratch.get(x, x.dtype, "sign", x.numel()))
     return low, high, square, total, torch.dot(sign, sign), scratch.zero(x)
+
+
+def _norm_cells(x: Tensor, scratch: Scratch) -> tuple[Tensor, ...]:
+    if x.device.type != "cpu":
+        norm = torch.linalg.vector_norm(x.float() if x.dtype.itemsize < 4 else x)
+        square = norm * norm
+    else:
+        if x.dtype not in (torch.float32, torch.float64):
+            x = scratch.get(x, torch.float32, "cast", x.numel()).copy_(x)
+        square = torch.dot(x, x)
+        if not x.numel() * _TINY**2 <= float(square) < 3e38:
+            y = x.double()
+            square = torch.dot(y, y)
+    unknown = scratch.unknown(square)
+    return unknown, unknown, square, unknown, unknown, unknown
 
 
 def _needs_double(n: int, low: Tensor, high: Tensor, square: Tensor, total: Tensor) -> bool:

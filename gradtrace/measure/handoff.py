@@ -183,5 +183,9 @@ def _values(tensor: Tensor) -> Array:
     """The values of a CPU tensor as float64; NaN for one on the meta device. Background thread."""
     if tensor.device.type == "meta":
         return np.full(tuple(tensor.shape), np.nan)
-    array: Array = tensor.detach().double().numpy()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.dtype is torch.bfloat16:  # numpy has none
+        tensor = tensor.float()
+    array: Array = tensor.numpy().astype(np.float64, copy=False)
     return array

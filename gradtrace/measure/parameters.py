@@ -92,10 +92,16 @@ class Parameters:
         return self.read(present, grads, full=full), present
 
     def read(
-        self, positions: Sequence[int], tensors: Sequence[Tensor], *, full: bool
+        self,
+        positions: Sequence[int],
+        tensors: Sequence[Tensor],
+        *,
+        full: bool,
+        norm_only: bool = False,
     ) -> list[Reading]:
         """Starts measuring tensors that lie like the parameters at `positions`.
 
+        `full` asks an accelerator for every column; a CPU measures all of them but for `norm_only`.
         O(layers) calls; nothing waits for a device.
         """
         if not positions:
@@ -107,7 +113,7 @@ class Parameters:
                 self._plans.clear()
             plan = self._plans[key] = _Plan(positions, tensors, self._scratch)
         with torch.no_grad():
-            return plan.read(tensors, full)
+            return plan.read(tensors, full, norm_only)
 
     def accumulator(self) -> Accumulator:
         """For tensors that come one at a time; shares this object's working memory."""
@@ -139,8 +145,11 @@ class _Plan:
             _kind(tensors[i]) == self._kinds[i] for i in (0, len(tensors) - 1)
         )
 
-    def read(self, tensors: Sequence[Tensor], full: bool) -> list[Reading]:
-        readings = self._blocks.read([tensors[i] for i in self._small]) if self._small else []
+    def read(self, tensors: Sequence[Tensor], full: bool, norm_only: bool) -> list[Reading]:
+        readings = []
+        if self._small:
+            small = [tensors[i] for i in self._small]
+            readings += self._blocks.read(small, norm_only=norm_only)
         if self._device:
             readings += read_foreach(
                 [self._positions[i] for i in self._device],
@@ -150,7 +159,7 @@ class _Plan:
         if self._large:
             accumulator = Accumulator(self._scratch)
             for i in self._large:
-                accumulator.add(self._positions[i], tensors[i])
+                accumulator.add(self._positions[i], tensors[i], norm_only=norm_only)
             if accumulator:
                 readings.append(accumulator.reading())
         return readings

@@ -43,7 +43,7 @@ class Reading:
 
 def gather(positions: Positions, rows: Array) -> tuple[Positions, Array]:
     """Joins rows of the same position into one, ordered by position."""
-    if len(positions) == 0:
+    if np.all(positions[1:] > positions[:-1]):
         return positions, rows
     if np.any(positions[1:] < positions[:-1]):
         order = np.argsort(positions, kind="stable")

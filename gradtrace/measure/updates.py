@@ -34,6 +34,6 @@ class Snapshot:
         now = [local(self._parameters.tensors[i].detach()) for i in self._positions]
         with torch.no_grad():
             torch._foreach_sub_(self._copies, now)
-        readings = self._parameters.read(self._positions, self._copies, full=False)
+        readings = self._parameters.read(self._positions, self._copies, full=False, norm_only=True)
         self._copies = []
         return readings
