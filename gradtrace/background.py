@@ -28,6 +28,9 @@ class Detector(Protocol):
     def update(self, record: StepRecord) -> Sequence[Event]:
         """The events that this record causes."""
 
+    def finish(self) -> Sequence[Event]:
+        """The events that were waiting for the end of the run."""
+
 
 Sink = Callable[[Sequence[Record]], None]
 
@@ -111,6 +114,7 @@ class Background:
                 self._turns += 1
                 self._turned.notify_all()
             if stopping and (not len(self._handoff) or self._clock() >= self._deadline):
+                self._finish()
                 return
             if stopping:
                 self._wake.set()
@@ -136,17 +140,27 @@ class Background:
             self._let_go(out)
         while self._notes:
             out.append(self._notes.popleft())
-        for sink in self._sinks if out else ():
-            try:
-                sink(out)
-            except Exception as error:
-                self._guard.failed(f"the sink {getattr(sink, '__qualname__', sink)}", error)
+        self._send(out)
         if final or self._clock() - self._ticked >= TICK:
             self._ticked = self._clock()
             try:
                 self._tick()
             except Exception as error:
                 self._guard.failed("the background tick", error)
+
+    def _send(self, records: Sequence[Record]) -> None:
+        for sink in self._sinks if records else ():
+            try:
+                sink(records)
+            except Exception as error:
+                self._guard.failed(f"the sink {getattr(sink, '__qualname__', sink)}", error)
+
+    def _finish(self) -> None:
+        for detector in self._detectors:
+            try:
+                self._send(detector.finish())
+            except Exception as error:
+                self._guard.failed(f"the detector {type(detector).__name__}", error)
 
     def _log_late(self, values: Mapping[str, float]) -> None:
         if self._held is not None:

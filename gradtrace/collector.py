@@ -95,6 +95,10 @@ class Collector:
         for callback in self._on_open:
             callback(self.open.due)
 
+    def burst(self, steps: int) -> None:
+        """Has the next `steps` steps measure everything. Background thread."""
+        self.burst_until = max(self.burst_until, self._step + steps + 1)
+
     @property
     def _eager(self) -> bool:
         # The first steps find out whether the loop changes gradients with code of its own.

@@ -185,6 +185,94 @@ class SkippedStep(Event):
     streak: int = 1
 
 
+Suspect = Literal["batch", "update", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Something that may explain a spike: a `kind`, its evidence in numbers, and how sure it is.
+
+    `confidence` is between 0 and 1; None says that there was not enough data to judge. `evidence`
+    holds numbers, strings and lists of those. `message` is the finding in one sentence.
+    """
+
+    kind: str
+    message: str
+    confidence: float | None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRise:
+    """A layer whose gradient norm rose at a spike: `ratio` = norm / its own baseline."""
+
+    name: str
+    norm: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spike(Event):
+    """A value far above its own recent baseline.
+
+    `signal` is "loss" or "grad_norm"; `ratio` = value / baseline; `score` is the distance from the
+    baseline in units of the alarm distance (1 = alarm). A spike is told at its first step with
+    `duration` 1; one that lasted is told again when it has ended, with the same `step` and signal
+    and its whole `duration`.
+
+    `batches` is what the step consumed, `previous_batches` what the update before it was made of:
+    a loss is high because of its own batch or because of that update, and `suspect` says which,
+    `suspicion` why. `micro_batch` is the index of the micro-batch with the largest loss, `layers`
+    those whose own norm rose, largest ratio first; `first_forward` and `first_backward` are the
+    first of them in the order of the forward and of the backward pass. `nonfinite` counts bad
+    values, `seconds` is the step's time, `causes` come most likely first.
+    """
+
+    kind: ClassVar[str] = "spike"
+    signal: str
+    value: float
+    baseline: float
+    ratio: float
+    score: float
+    duration: int = 1
+    batches: tuple[BatchRef, ...] = ()
+    previous_batches: tuple[BatchRef, ...] = ()
+    suspect: Suspect = "unknown"
+    suspicion: str = ""
+    micro_batch: int | None = None
+    lr: tuple[float, ...] = ()
+    clip: Clip | None = None
+    layers: tuple[LayerRise, ...] = ()
+    first_forward: str | None = None
+    first_backward: str | None = None
+    nonfinite: int = 0
+    seconds: float | None = None
+    causes: tuple[Cause, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelShift(Event):
+    """A signal stayed beyond its alarm distance so long that this is taken as its level."""
+
+    kind: ClassVar[str] = "level_shift"
+    signal: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipFinding(Event):
+    """Something about how this run clips that its user should know.
+
+    `finding` names it: "always", "never", "no effect", "after the step", "no gradients", "twice",
+    "still scaled", "direction". `evidence` holds the numbers it rests on.
+    """
+
+    kind: ClassVar[str] = "clip"
+    finding: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunNote(Event):
     """What could not be observed, and why; or what went wrong inside gradtrace."""
@@ -195,7 +283,9 @@ class RunNote(Event):
 
 Record = StepRecord | Event
 
-EVENT_TYPES: dict[str, type[Event]] = {t.kind: t for t in (NonFinite, SkippedStep, RunNote)}
+EVENT_TYPES: dict[str, type[Event]] = {
+    t.kind: t for t in (Spike, NonFinite, SkippedStep, LevelShift, ClipFinding, RunNote)
+}
 """Event classes by `kind`, for reading `events.jsonl`."""
 
 

@@ -17,31 +17,30 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradtrace import options
-from gradtrace.background import TICK, Background
+from gradtrace.background import TICK, Background, Detector
 from gradtrace.collector import Collector
 from gradtrace.detect.clipping import ClippingStats, ClippingSummary
 from gradtrace.detect.nonfinite import NonFiniteDetector
+from gradtrace.detect.rule import SpikeRule
 from gradtrace.detect.skipped import SkippedStepDetector
-from gradtrace.exporter import Exporter, resolve_exporters
+from gradtrace.detect.spikes import SpikeDetector, latest_spikes
+from gradtrace.exporter import Exporter
 from gradtrace.guard import Guard
 from gradtrace.measure.handoff import Handoff
 from gradtrace.measure.parameters import Parameters
 from gradtrace.openstep import LateLog, RawStep
 from gradtrace.pipeline import ExporterWorker, close_all, unique_names
 from gradtrace.recent import Recent
-from gradtrace.records import Event, RunInfo, RunNote, StepRecord
-from gradtrace.runlog import (
-    Backlog,
-    RunLog,
-    check_run_name,
-    create_run_directory,
-    refuse_taken,
-)
+from gradtrace.records import Event, Record, RunInfo, RunNote, Spike, StepRecord
+from gradtrace.runlog import Backlog, RunLog, create_run_directory
 from gradtrace.sampling import Sampling
+from gradtrace.settings import OnSpike, Settings
+from gradtrace.suspects import Suspects, save_suspects, suspects
 from gradtrace.watch import Watch
 
 logger = logging.getLogger("gradtrace")
 
+_DEFAULT_RULE = SpikeRule()
 _DRAIN = 5.0
 """Seconds that closing waits for values still on an accelerator."""
 
@@ -65,6 +64,8 @@ def gradtrace(
     loader: DataLoader[Any] | Sequence[DataLoader[Any]] | None = None,
     sample_ids: Callable[[Any], Any] | None = None,
     sampling: Sampling | None = None,
+    spikes: SpikeRule | None = _DEFAULT_RULE,
+    on_spike: OnSpike | Sequence[OnSpike] | None = None,
     directory: str | os.PathLike[str] | None = "gradtrace-runs",
     run: str | None = None,
     config: Mapping[str, Any] | None = None,
@@ -79,6 +80,8 @@ def gradtrace(
     `model`: a module, or a mapping of names to modules. `exporters`: exporter objects or names of
     installed ones. `loader`: DataLoaders whose plain `for` loops are then known to each step.
     `sample_ids`: from a batch to the user's own ids. `sampling`: what is measured how often.
+    `spikes`: when a loss or a norm is a spike; None looks for none. `on_spike`: called with each
+    Spike in the background thread, never in the loop.
     `directory`: where run directories go; None keeps nothing on disk. `run`: the run's name.
     `config`: hyper-parameters to record. `max_bytes`: the run directory's size, kept by thinning
     old steps. `close_timeout`: how many seconds leaving the `with` waits for exporters.
@@ -86,74 +89,41 @@ def gradtrace(
     Raises TypeError or ValueError for wrong arguments, here and never in the loop.
     """
     return Trace(
-        model,
-        exporters=exporters,
-        loader=loader,
-        sample_ids=sample_ids,
-        sampling=Sampling() if sampling is None else sampling,
-        directory=directory,
-        run=run,
-        config=config,
-        max_bytes=max_bytes,
-        close_timeout=close_timeout,
+        Settings.check(
+            model,
+            exporters=exporters,
+            loader=loader,
+            sample_ids=sample_ids,
+            sampling=Sampling() if sampling is None else sampling,
+            spikes=spikes,
+            on_spike=on_spike,
+            directory=directory,
+            run=run,
+            config=config,
+            max_bytes=max_bytes,
+            close_timeout=close_timeout,
+        )
     )
 
 
 class Trace:
     """A running, or not yet started, or ended trace. Made by `gradtrace(...)`."""
 
-    def __init__(
-        self,
-        model: nn.Module | Mapping[str, nn.Module],
-        *,
-        exporters: Sequence[Exporter | str],
-        loader: DataLoader[Any] | Sequence[DataLoader[Any]] | None,
-        sample_ids: Callable[[Any], Any] | None,
-        sampling: Sampling,
-        directory: str | os.PathLike[str] | None,
-        run: str | None,
-        config: Mapping[str, Any] | None,
-        max_bytes: int,
-        close_timeout: float,
-    ) -> None:
-        self._models = options.check_models(model)
-        if not isinstance(sampling, Sampling):
-            raise TypeError(
-                f"sampling is a {type(sampling).__name__}; expected gradtrace.Sampling(...)"
-            )
-        if config is not None and not isinstance(config, Mapping):
-            raise TypeError(
-                f"config is a {type(config).__name__}; expected a mapping of hyper-parameters: "
-                "use vars(args) for an argparse namespace"
-            )
-        options.check_positive("max_bytes", max_bytes, "bytes")
-        options.check_positive("close_timeout", close_timeout, "seconds")
-        self._loaders = options.check_loaders(loader)
-        self._sample_ids = options.check_callable("sample_ids", sample_ids)
-        self._exporters = resolve_exporters(exporters)
-        self._sampling = sampling
-        self._directory = options.check_directory(directory)
-        self._config = dict(config or {})
-        self._max_bytes = int(max_bytes)
-        self._close_timeout = float(close_timeout)
-        self.rank, self._world_size = options.rank_and_world()
-        self.name = options.new_run_name() if run is None else run
-        if self.rank and run is not None:
-            # Every rank writes a directory of its own.
-            self.name = f"{run}.rank{self.rank}"
-        check_run_name(self.name)
-        if self._directory is not None:
-            refuse_taken(self._directory, self.name)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.rank = settings.rank
+        self.name = settings.name
         self._notes: list[RunNote] = []
         self._recent = Recent()
         self._stats = ClippingStats()
         self._guard = Guard(self._on_internal_error)
-        self._parameters = Parameters(self._models, sampling)
+        sampling = settings.sampling
+        self._parameters = Parameters(settings.models, sampling)
         if not self._parameters.names:
             raise ValueError(
                 f"no parameter matches Sampling(include={sampling.include!r}, "
                 f"exclude={sampling.exclude!r}); the model has, for instance, "
-                f"{next(n for m in self._models.values() for n, _ in m.named_parameters())!r}"
+                f"{next(n for m in settings.models.values() for n, _ in m.named_parameters())!r}"
             )
         self._path: Path | None = None
         self._taps = ExitStack()
@@ -161,6 +131,8 @@ class Trace:
         self._run_log: RunLog | None = None
         self._background: Background | None = None
         self._watch: Watch | None = None
+        self._spikes: SpikeDetector | None = None
+        self._saved_spikes: Mapping[str, Any] = {}
         self._state = "new"
 
     # -- life ---
@@ -205,29 +177,30 @@ class Trace:
 
     def _start(self) -> None:
         started = time.time()
-        if self._directory is not None:
-            self._path = self._make_directory(self._directory)
+        if self._settings.directory is not None:
+            self._path = self._make_directory(self._settings.directory)
         info = RunInfo(
             name=self.name,
             started=started,
             path=self._path,
             rank=self.rank,
-            world_size=self._world_size,
+            world_size=self._settings.world_size,
             parameters=_describe_parameters(self._parameters),
-            modules=_describe_modules(self._models),
-            sampling=asdict(self._sampling),
-            config=self._config,
+            modules=_describe_modules(self._settings.models),
+            sampling=asdict(self._settings.sampling),
+            config=self._settings.config,
             versions=options.versions(),
         )
         if self._path is not None:
             self._run_log = RunLog(
                 self._path,
                 info,
-                max_bytes=self._max_bytes,
+                max_bytes=self._settings.max_bytes,
                 flush_seconds=TICK,
                 on_error=self._on_disk_trouble,
             )
-        for exporter, name in zip(self._exporters, unique_names(self._exporters), strict=True):
+        exporters = self._settings.exporters
+        for exporter, name in zip(exporters, unique_names(exporters), strict=True):
             exporter.open(info)
             backlog = None if self._path is None else Backlog(self._path)
             worker = ExporterWorker(exporter, name=name, backlog=backlog, run=self._path)
@@ -236,7 +209,7 @@ class Trace:
         self._handoff = handoff
         self._collector = Collector(
             self._parameters,
-            self._sampling,
+            self._settings.sampling,
             handoff,
             rank=self.rank,
             overhead=lambda: self._guard.seconds,
@@ -244,19 +217,20 @@ class Trace:
         )
         watch = Watch(
             self._collector,
-            self._models,
-            self._sampling,
+            self._settings.models,
+            self._settings.sampling,
             self._guard,
             self._note,
-            self._sample_ids,
+            self._settings.sample_ids,
         )
         self._watch = watch
         self._background = Background(
             handoff,
-            [NonFiniteDetector(watch.forward_order()), SkippedStepDetector()],
+            self._detectors(watch.forward_order()),
             [self._recent.add, self._sum_up]
             + ([self._run_log.append] if self._run_log is not None else [])
-            + [worker.offer for worker in self._workers],
+            + [worker.offer for worker in self._workers]
+            + ([self._call_back] if self._settings.on_spike else []),
             self._guard,
             name=f"gradtrace-{self.name}",
             tick=self._run_log.flush if self._run_log is not None else _nothing,
@@ -264,16 +238,41 @@ class Trace:
         for worker in self._workers:
             worker.start()
         self._background.start()
-        watch.attach(self._taps, self._loaders)
+        watch.attach(self._taps, self._settings.loaders)
         if any(hasattr(p, "to_local") for p in self._parameters.tensors) or any(
             type(module).__name__ == "FullyShardedDataParallel"
-            for model in self._models.values()
+            for model in self._settings.models.values()
             for module in model.modules()
         ):
             self._note(
                 "parameters",
                 "parameters may be sharded over ranks: statistics are of this rank's part",
             )
+
+    def _detectors(self, forward_order: Mapping[str, int]) -> list[Detector]:
+        found: list[Detector] = [NonFiniteDetector(forward_order), SkippedStepDetector()]
+        if self._settings.spikes is not None:
+            self._spikes = SpikeDetector(
+                self._settings.spikes,
+                forward_order,
+                world_size=self._settings.world_size,
+                on_alarm=self._on_alarm,
+            )
+            self._spikes.load_state_dict(self._saved_spikes)
+            found.append(self._spikes)
+        return found
+
+    def _on_alarm(self, step: int) -> None:
+        self._collector.burst(self._settings.sampling.burst)
+
+    def _call_back(self, records: Sequence[Record]) -> None:
+        for record in records:
+            if isinstance(record, Spike) and record.duration == 1:
+                for function in self._settings.on_spike:
+                    try:
+                        function(record)
+                    except Exception as error:
+                        self._guard.failed("an on_spike callback", error)
 
     def _make_directory(self, directory: Path) -> Path | None:
         try:
@@ -304,7 +303,7 @@ class Trace:
         self._background.stop(time.monotonic() + _DRAIN)
         if self._run_log is not None:
             self._run_log.flush()
-        for name, owed in close_all(self._workers, self._close_timeout).items():
+        for name, owed in close_all(self._workers, self._settings.close_timeout).items():
             if owed:
                 self._note(
                     f"exporter {name}",
@@ -394,6 +393,52 @@ class Trace:
             done = worker.flush(max(0.0, deadline - time.monotonic())) and done
         return done
 
+    def suspects(
+        self,
+        spike: Spike,
+        dataset: Any,
+        loss_fn: Callable[..., Tensor],
+        *,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> Suspects:
+        """The samples behind a spike, fetched again and ranked; see `gradtrace.suspects`.
+
+        Also kept in the run directory, where `gradtrace bad-batches` finds them.
+        """
+        if len(self._settings.models) > 1:
+            raise ValueError(
+                f"this trace has {len(self._settings.models)} models; expected one: call "
+                "gradtrace.suspects(model, spike, ...) with the one that had the spike"
+            )
+        [model] = self._settings.models.values()
+        found = suspects(model, spike, dataset, loss_fn, collate=collate)
+        if self._path is not None:
+            save_suspects(self._path, found)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What spike detection has learned, fit for JSON and for a checkpoint.
+
+        Waits, at most 10 s, until the steps so far have been looked at.
+        """
+        self.flush()
+        return {"spikes": {} if self._spikes is None else self._spikes.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets a resumed run start with what an earlier one has learned; before it starts.
+
+        Raises RuntimeError once the trace has started and ValueError for a state of another rule.
+        """
+        if self._state != "new":
+            raise RuntimeError(
+                f"this trace is {self._state}; expected a new one: trace = gradtrace(...), "
+                "trace.load_state_dict(state), then `with trace:`"
+            )
+        saved = state["spikes"]
+        if self._settings.spikes is not None:
+            SpikeDetector(self._settings.spikes, {}).load_state_dict(saved)
+        self._saved_spikes = saved
+
     # -- what is known ---
 
     @property
@@ -405,6 +450,11 @@ class Trace:
     def events(self) -> list[Event]:
         """The newest events, oldest first."""
         return self._recent.events()
+
+    @property
+    def spikes(self) -> list[Spike]:
+        """The newest spikes, oldest first; each once, with its whole duration when it has ended."""
+        return latest_spikes(self._recent.events())
 
     @property
     def clipping(self) -> ClippingSummary:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gradtrace.records import LayerTable, NonFinite, StepRecord
+from gradtrace.detect.order import LayerOrder
+from gradtrace.records import Event, LayerTable, NonFinite, StepRecord
 
 
 def announced(streak: int) -> bool:
@@ -26,7 +27,7 @@ class NonFiniteDetector:
     """
 
     def __init__(self, forward_order: Mapping[str, int]) -> None:
-        self._order = forward_order
+        self._order = LayerOrder(forward_order)
         self._streak = 0
 
     def update(self, record: StepRecord) -> list[NonFinite]:
@@ -40,7 +41,7 @@ class NonFiniteDetector:
         self._streak += 1
         if not announced(self._streak):
             return []
-        ordered = self._forward(record.gradients, bad_layers)
+        ordered = self._order.forward(list(bad_layers), record.gradients)
         overflow = bad_norm and not bad_layers and record.gradients is not None
         return [
             NonFinite(
@@ -60,23 +61,9 @@ class NonFiniteDetector:
             )
         ]
 
-    def _forward(self, table: LayerTable | None, bad: Mapping[str, int]) -> list[str]:
-        if not bad or table is None:
-            return []
-        names = list(bad)
-        known = [self._rank(name) for name in names]
-        ranks = [rank for rank in known if rank is not None]
-        if len(ranks) < len(names):
-            return names  # the model's own order
-        return [
-            name for _, name in sorted(zip(ranks, names, strict=True), key=lambda pair: pair[0])
-        ]
-
-    def _rank(self, layer: str) -> int | None:
-        module = layer.rpartition(".")[0]
-        rank = self._order.get(module)
-        # A parameter held by a container runs no later than the container itself ends.
-        return rank if rank is not None else self._order.get(module.rpartition(".")[0])
+    def finish(self) -> list[Event]:
+        """Nothing waits for the end of the run."""
+        return []
 
 
 def _bad(table: LayerTable | None) -> dict[str, int]:

@@ -77,7 +77,9 @@ class Blocks:
         for block in self._blocks:
             if len(self._blocks) > 1:
                 self._matrix.zero_()  # the last block's values lie in this one's padding
-            readings.append(block.read([tensors[i] for i in block.members], self._scratch, norm_only))
+            readings.append(
+                block.read([tensors[i] for i in block.members], self._scratch, norm_only)
+            )
         return readings
 
 

@@ -20,6 +20,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from gradtrace.measure.chunks import Accumulator, is_measurable
 from gradtrace.taps.backward import in_backward
 
+_transform: Callable[[], Any] = getattr(
+    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None
+)
+"""The innermost torch.func transform under way, None outside of all."""
+
 
 class ModuleStore(Protocol):
     """Where measured outputs go; the accumulators are the open step's."""
@@ -82,6 +87,8 @@ class ModuleTap:
     def _seen(self, name: str, output: Any) -> None:
         if not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
             return
+        if _transform() is not None:
+            return  # inside vmap or grad: no tensor of the loop's, and nothing can be read
         position = self._positions.get(name)
         if position is None:
             position = self._positions[name] = len(self._positions)
