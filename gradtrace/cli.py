@@ -9,12 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gradtrace.badbatches import find_bad
 from gradtrace.delivery import deliver
+from gradtrace.detect.spikes import latest_spikes
 from gradtrace.exporter import resolve_exporters
 from gradtrace.records import RunInfo
 from gradtrace.report import LAYERS, print_runs, print_summary
 from gradtrace.runlog import Backlog, Run, list_runs, load_run
+from gradtrace.spikereport import print_spike, print_spikes
 from gradtrace.summary import summarize
+from gradtrace.suspects import read_suspects
 
 RUNS = Path("gradtrace-runs")
 
@@ -84,6 +88,67 @@ def show(
 ) -> None:
     """Show what a run amounts to: loss, gradient norms, clipping, layers, overhead."""
     print_summary(summarize(_load(run)), Console(), layers=layers)
+
+
+@app.command()
+def spikes(
+    run: RunArgument,
+    step: Annotated[int | None, typer.Option(min=0, help="Show the spike at this step.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw that spike into this file (PNG).")
+    ] = None,
+) -> None:
+    """List a run's spikes, or show one in full."""
+    found = _load(run)
+    some = latest_spikes(found.events)
+    if step is None:
+        if figure is not None:
+            raise typer.BadParameter("give the spike's --step as well", param_hint="--figure")
+        if some:
+            print_spikes(some, Console())
+        else:
+            typer.echo(f"no spikes in {run}")
+        return
+    chosen = [spike for spike in some if spike.step <= step < spike.step + spike.duration]
+    if not chosen:
+        known = ", ".join(str(spike.step) for spike in some[:20]) or "none"
+        raise typer.BadParameter(
+            f"no spike at step {step}; there are: {known}", param_hint="--step"
+        )
+    for spike in chosen:
+        print_spike(spike, Console())
+    if figure is not None:
+        from gradtrace.plots import save_spike_figure
+
+        measured = {(s.step, s.signal): s for s in read_suspects(found.path)}
+        spike = chosen[0]
+        try:
+            save_spike_figure(found, spike, figure, measured.get((spike.step, spike.signal)))
+        except (ImportError, OSError, ValueError) as error:
+            raise _failed(str(error)) from error
+        typer.echo(f"drawn: {figure}")
+
+
+@app.command("bad-batches")
+def bad_batches(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write it.", show_default="standard output")
+    ] = None,
+) -> None:
+    """Write the samples and batches behind a run's spikes as JSON, with the evidence.
+
+    SkipSamples and SkipBatches take the file.
+    """
+    bad = find_bad(_load(run))
+    if output is None:
+        typer.echo(bad.to_json(), nl=False)
+        return
+    try:
+        output.write_text(bad.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise _failed(f"{str(output)!r} cannot be written: {error}") from error
+    typer.echo(f"{len(bad.samples)} samples and {len(bad.batches)} batches written to {output}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from gradtrace.records import Event, Record, StepRecord
+from gradtrace.records import Event, Record, Spike, StepRecord
 
 CLIP_WINDOW = 100
 
@@ -108,7 +108,7 @@ class Totals:
     def update(self, record: Record) -> None:
         """Takes one more record."""
         if isinstance(record, Event):
-            self._spikes += record.kind == "spike"
+            self._spikes += isinstance(record, Spike) and record.duration == 1
             return
         clipped = record.clip is not None and record.clip.clipped
         if len(self._window) == CLIP_WINDOW:

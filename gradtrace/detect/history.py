@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradtrace.records import BatchRef, SampleId, StepRecord
+from gradtrace.records import BatchRef, LayerTable, SampleId, StepRecord
 
 STEPS = 1000
 SPIKES = 500
@@ -80,9 +80,7 @@ class History:
             scale=record.scale,
             skipped=record.skipped,
             coefficient=math.nan if record.clip is None else record.clip.coefficient,
-            nonfinite=0
-            if record.gradients is None
-            else int(record.gradients.column("nonfinite").sum()),
+            nonfinite=0 if record.gradients is None else bad_values(record.gradients),
             bad_module=_bad_module(record),
             scores=dict(scores),
         )
@@ -133,6 +131,11 @@ class History:
                     self.source_steps[source] += 1
         if longest:
             self.lengths.append(longest)
+
+
+def bad_values(table: LayerTable) -> int:
+    """How many values of a table's tensors are NaN or Inf, as far as they were counted."""
+    return int(np.nansum(table.column("nonfinite")))
 
 
 def ids_of(batches: Iterable[BatchRef]) -> set[SampleId]:

@@ -141,7 +141,7 @@ class SpikeDetector:
             layers=tuple(rises),
             first_forward=ordered[0] if ordered else None,
             first_backward=ordered[-1] if ordered else None,
-            nonfinite=_bad_values(record),
+            nonfinite=facts.nonfinite,
             seconds=record.seconds,
         )
         causes = self._causes.of(spike, facts)
@@ -175,10 +175,6 @@ def _prolonged(going: _Open) -> list[Event]:
 def _largest(losses: tuple[float, ...]) -> int | None:
     finite = [(loss, i) for i, loss in enumerate(losses) if math.isfinite(loss)]
     return max(finite)[1] if len(losses) > 1 and finite else None
-
-
-def _bad_values(record: StepRecord) -> int:
-    return 0 if record.gradients is None else int(record.gradients.column("nonfinite").sum())
 
 
 def _shift(signal: str, verdict: Verdict, record: StepRecord, patience: int) -> LevelShift:
