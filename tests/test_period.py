@@ -47,5 +47,14 @@ def test_a_multiple_is_not_taken_for_the_period() -> None:
     """Events every 25 steps also lie on a grid of 5 and, half of them, on one of 50."""
     found = find_period(list(range(3, 1000, 25)))
     assert found is not None
-    assert (found.steps, found.phase, found.hits, found.slots) == (25, 3, 40, 40)
+    assert (found.steps, found.phases, found.hits, found.slots) == (25, (3,), 40, 40)
     assert found.p_value < 1e-10
+
+
+def test_several_things_that_come_back_share_a_period() -> None:
+    """Six documents met once in each of four epochs of 125 steps."""
+    phases = [7, 20, 55, 81, 82, 120]
+    found = find_period([125 * epoch + phase for epoch in range(4) for phase in phases])
+    assert found is not None
+    assert found.steps == 125 and sorted(found.phases) == phases
+    assert (found.hits, found.slots) == (24, 24)

@@ -183,7 +183,7 @@ class Causes:
             yield _unknown("period", f"{len(onsets)} spikes so far, it takes {LEAST}")
             return
         period = find_period(onsets)
-        if period is None or (spike.step - period.phase) % period.steps:
+        if period is None or spike.step % period.steps not in period.phases:
             return
         matches = [name for name, k in self._rhythms() if _matches(period, k)]
         matches += [
@@ -203,7 +203,7 @@ class Causes:
             1.0 - period.p_value,
             {
                 "steps": period.steps,
-                "phase": period.phase,
+                "phases": list(period.phases[:SHOWN]),
                 "hits": period.hits,
                 "slots": period.slots,
                 "p": period.p_value,
