@@ -51,7 +51,7 @@ def demo(
     """Train a small language model under a trace, on the text of Python's help()."""
     # Imports torch, which the other commands do without showing a result for seconds.
     from gradtrace.demo import run_demo
-    from gradtrace.demo.training import STEPS
+    from gradtrace.demo.story import STEPS
 
     try:
         run_demo(

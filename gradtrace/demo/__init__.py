@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gradtrace.demo.training import run_demo
+from gradtrace.demo.story import run_demo
 
 __all__ = ["run_demo"]

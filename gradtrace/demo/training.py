@@ -4,85 +4,69 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from time import monotonic
+from typing import Any
 
 import torch
-from rich.console import Console
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gradtrace.demo.charlm import CharLM
-from gradtrace.demo.text import TextWindows, help_text
+from gradtrace.demo.documents import IGNORED, LENGTH, Documents, collate
 from gradtrace.exporter import Exporter
-from gradtrace.report import print_summary
-from gradtrace.runlog import load_run
-from gradtrace.session import gradtrace
-from gradtrace.summary import summarize
+from gradtrace.session import Trace, gradtrace
 
-STEPS = 700
-"""About 90 seconds on two cores."""
-
-LENGTH = 64
-"""Characters that the model sees at once."""
-
-PROMPT = "The "
+LEARNING_RATE = 3e-3
+MAX_NORM = 1.0
 
 
-def run_demo(
+def train(
+    data: Documents,
+    sampler: Iterable[int],
     *,
-    steps: int = STEPS,
-    seconds: float | None = None,
-    directory: str | os.PathLike[str] = "gradtrace-runs",
-    exporters: Sequence[Exporter | str] = ("console",),
+    steps: int,
+    deadline: float = math.inf,
     batch_size: int = 16,
-    console: Console | None = None,
-) -> Path:
-    """Trains a character-level GPT under a trace, shows a sample of its text and the run's summary.
-
-    Stops after `steps` optimizer steps, or `seconds` if that comes first. Returns the run
-    directory.
-    """
-    console = console or Console()
+    directory: str | os.PathLike[str] | None,
+    exporters: Sequence[Exporter | str] = (),
+    model: CharLM | None = None,
+    config: dict[str, Any] | None = None,
+) -> tuple[CharLM, Trace]:
+    """Trains a character-level GPT under a trace, for `steps` or until `deadline` (monotonic)."""
     torch.manual_seed(0)
-    data = TextWindows(help_text(), length=LENGTH)
-    loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True)
-    model = CharLM(len(data.characters), length=LENGTH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
-    config = {"steps": steps, "batch_size": batch_size, "lr": 3e-3, "max_norm": 1.0}
-    parameters = sum(p.numel() for p in model.parameters())
-    console.print(
-        f"Training a GPT of {parameters:,} parameters on {len(data):,} windows of Python's "
-        f"help() text, for {steps} steps."
+    model = model or CharLM(data.vocabulary, length=LENGTH)
+    loader = DataLoader(
+        data, batch_size=batch_size, sampler=sampler, drop_last=True, collate_fn=collate
     )
-
-    deadline = math.inf if seconds is None else monotonic() + seconds
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     done = 0
     with gradtrace(
-        model, exporters=exporters, loader=loader, directory=directory, config=config
+        model,
+        exporters=exporters,
+        loader=loader,
+        directory=directory,
+        config={"steps": steps, "batch_size": batch_size, **(config or {})},
     ) as trace:
         while done < steps and monotonic() < deadline:
             for inputs, targets in loader:
-                loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+                loss = token_loss(model(inputs), targets)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
                 done += 1
                 if done >= steps or monotonic() >= deadline:
                     break
+    return model, trace
 
-    if trace.path is None:
-        raise RuntimeError(f"nothing could be written to {os.fspath(directory)!r}: choose another")
-    written = data.decode(model.generate(data.encode(PROMPT), 200))
-    console.rule("What the model writes now")
-    console.print(written, markup=False, highlight=False)
-    console.rule(f"gradtrace show {trace.path}")
-    print_summary(summarize(load_run(trace.path)), console)
-    return trace.path
+
+def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross entropy of logits [batch, length, vocabulary] to targets, IGNORED left out."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def warm_cosine(step: int, steps: int, *, warm_up: int = 40) -> float:

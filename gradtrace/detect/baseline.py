@@ -8,8 +8,11 @@ over threshold with an exponential tail in the logarithm, which is a power law i
 
 - Records: by how much values have exceeded the largest of the `PEAK` (and, more often seen, of the
   `SHORT`) values before them. The mean excess times log(1 / (PEAK * rate)).
-- Surprises: value minus an exponential mean. The mean excess over their upper tenth, taken to the
-  same depth; for a series whose level moves too much for records to be seen.
+- Surprises: value minus an exponential mean. The excess over their upper tenth, taken to the same
+  depth. It is the median excess / log 2, which a few spikes that went unseen cannot inflate.
+
+A value `RARER` times rarer than that among the surprises, and `FAR` above the level, is a spike
+also below a peak: the first steps of a run are often higher than anything after them.
 
 Shape zero overstates tails that are lighter, so the surprises' quantile is taken at ten times the
 rate. What is beyond the alarm never enters; NaN and Inf are not looked at. The constants were tuned
@@ -46,6 +49,10 @@ SHORT_SHARE = 0.6
 CAUTION = 1.2
 NEAREST = math.log(1.42)
 """The least distance: no spike is closer than this to the largest recent value."""
+SETTLED = 50
+"""Values after which the surprises alone may raise an alarm."""
+FAR = math.log(3.0)
+RARER = math.log(100.0)
 UNSURE = math.log(2.0)
 """The least distance while fewer than PEAK values are known."""
 FARTHEST = math.log(2.6)
@@ -87,7 +94,7 @@ class Baseline:
         self._peak = -math.inf
         self._short: deque[float] = deque(maxlen=SHORT)
         self._surprises: Array = np.empty(rule.window)
-        self._quantile = math.inf
+        self._quantile = self._rare = math.inf
         self._records = [0.0, 0.0]
         self._short_records = [0.0, 0.0]
         self._outside: list[float] = []
@@ -129,7 +136,12 @@ class Baseline:
         distance = min(max(min(records, surprises), NEAREST), self._farthest)
         if self._count < PEAK:
             distance = max(distance, UNSURE)
-        return max(self._peak, self._level) + distance
+        alarm = max(self._peak, self._level) + distance
+        if self._count >= SETTLED:
+            # What is far above all surprises is a spike even below a peak: the first steps of a
+            # run are often higher than anything after them.
+            alarm = min(alarm, self._level + max(self._rare, FAR))
+        return alarm
 
     def _mean_excess(self) -> float:
         total, count = self._short_records
@@ -156,15 +168,19 @@ class Baseline:
         self._peaks[place] = z
         self._short.append(z)
         if self._count >= rule.warmup:
-            self._quantile = self._far_surprise()
+            self._find_quantiles()
 
-    def _far_surprise(self) -> float:
+    def _find_quantiles(self) -> None:
+        """The surprise at ten times the false-alarm rate, and one RARER times rarer."""
         known = self._surprises[: min(self._count, self._rule.window)]
         beyond = min(max(FEWEST, int(TAIL * len(known))), len(known) - 1)
         # The partition puts the threshold first and everything above it behind.
         top = np.partition(known, len(known) - beyond - 1)[len(known) - beyond - 1 :]
         threshold = float(top[0])
-        return threshold + (float(top[1:].mean()) - threshold) * self._depth
+        # The median of an exponential distribution is its mean times log 2.
+        excess = (float(np.median(top[1:])) - threshold) / math.log(2.0)
+        self._quantile = threshold + excess * self._depth
+        self._rare = threshold + excess * (self._depth + RARER)
 
     def _shift(self) -> None:
         """Takes the values beyond the alarm as the new level."""
@@ -209,4 +225,4 @@ class Baseline:
         self._short_records = [float(x) for x in state["short_records"]]
         self._outside = [float(z) for z in state["outside"]]
         if count >= self._rule.warmup:
-            self._quantile = self._far_surprise()
+            self._find_quantiles()
