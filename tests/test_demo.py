@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from gradtrace.badbatches import find_bad
 from gradtrace.demo import run_demo
 from gradtrace.demo.charlm import CharLM
+from gradtrace.demo.documents import KINDS, LENGTH, Documents, collate
 from gradtrace.demo.text import TextWindows, help_text
-from gradtrace.demo.training import warm_cosine
+from gradtrace.demo.training import token_loss, warm_cosine
 from gradtrace.records import StepRecord
 from gradtrace.runlog import load_run
 
@@ -35,6 +38,53 @@ def test_demo_trains_and_sums_up(tmp_path: Path) -> None:
     [first, *_] = run.records()
     assert isinstance(first, StepRecord)
     assert len(first.batches[0].sample_ids or ()) == 4
+
+
+def test_documents() -> None:
+    """Most documents are real text; the corrupted ones are long, and told apart by kind."""
+    data = Documents(count=300, corrupted=5)
+    assert len(data) == 300 and len(data.corrupted) == 5
+    assert set(data.corrupted.values()) == set(KINDS)
+    text = help_text()
+    for index in range(300):
+        if index in data.corrupted:
+            assert len(data[index]) == LENGTH
+            assert "<" in data.decode(data[index])
+        else:
+            assert data.decode(data[index]) in text
+            assert 32 <= len(data[index]) <= 64
+    again = Documents(count=300, corrupted=5)
+    assert again.corrupted == data.corrupted
+    assert all(torch.equal(again[i], data[i]) for i in range(300))
+    with pytest.raises(ValueError, match="at most"):
+        Documents(count=10**6)
+
+
+def test_collate_pads_and_ignores() -> None:
+    """Inputs are padded to the longest; the padding counts in no loss."""
+    inputs, targets = collate([torch.tensor([1, 2, 3]), torch.tensor([4, 5])])
+    assert inputs.tolist() == [[1, 2], [4, 0]]
+    assert targets.tolist() == [[2, 3], [5, -100]]
+    logits = torch.zeros(2, 2, 10)
+    loss = token_loss(logits, targets)
+    assert float(loss) == pytest.approx(3 * math.log(10) / (2 * 48))
+
+
+@pytest.mark.slow
+def test_demo_finds_the_corrupted_documents(tmp_path: Path) -> None:
+    """The demo's whole story: spikes, the documents behind them, the period, a run without."""
+    console = Console(width=120)
+    with console.capture() as capture:
+        path = run_demo(directory=tmp_path, exporters=(), console=console)
+    text = capture.get()
+    bad = find_bad(load_run(path))
+    corrupted = Documents(count=2000, corrupted=5).corrupted
+    named = {sample.id for sample in bad.samples}
+    assert named <= set(corrupted)
+    assert len(named) >= 3
+    assert "Once more without them" in text and "no spikes in" in text
+    assert "every 125 steps" in text
+    assert "max_norm=" in text
 
 
 def test_demo_stops_in_time(tmp_path: Path) -> None:

@@ -46,16 +46,31 @@ ALLOWED = {
     "gradtrace.exporters": ("gradtrace.records", "gradtrace.metrics", "gradtrace.exporter"),
     "gradtrace.summary": ("gradtrace.records", "gradtrace.runlog"),
     "gradtrace.report": ("gradtrace.records", "gradtrace.runlog", "gradtrace.summary"),
+    "gradtrace.nested": (),
+    "gradtrace.attribution": ("gradtrace.records", "gradtrace.nested"),
+    "gradtrace.suspects": ("gradtrace.records", "gradtrace.nested", "gradtrace.attribution"),
+    "gradtrace.skipping": ("gradtrace.records",),
+    "gradtrace.badbatches": (
+        "gradtrace.records",
+        "gradtrace.detect",
+        "gradtrace.runlog",
+        "gradtrace.suspects",
+    ),
+    "gradtrace.plots": ("gradtrace.records", "gradtrace.runlog", "gradtrace.suspects"),
+    "gradtrace.spikereport": ("gradtrace.records", "gradtrace.report"),
 }
 """What a module may import of gradtrace, besides its own package."""
 
 ON_TOP = (
+    "gradtrace.badbatches",
     "gradtrace.cli",
     "gradtrace.demo",
     "gradtrace.exporters",
     "gradtrace.integrations",
+    "gradtrace.plots",
     "gradtrace.report",
     "gradtrace.session",
+    "gradtrace.spikereport",
     "gradtrace.summary",
     "gradtrace.testing",
 )
@@ -72,6 +87,8 @@ WITHOUT_TORCH = (
     "gradtrace.records",
     "gradtrace.report",
     "gradtrace.runlog",
+    "gradtrace.skipping",
+    "gradtrace.spikereport",
     "gradtrace.summary",
 )
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from gradtrace.records import (
     LayerTable,
     NonFinite,
     SkippedStep,
+    Spike,
     StepRecord,
 )
 
@@ -39,10 +41,6 @@ layers/<name>/zero_fraction gradtrace_layer_zero_fraction layer
 overhead_seconds gradtrace_overhead_seconds_total
 dropped_records gradtrace_dropped_records_total exporter
 """
-
-
-class Spike(Event):
-    kind = "spike"
 
 
 def clip(*, clipped: bool) -> Clip:
@@ -189,15 +187,27 @@ def test_a_bad_step_is_known_by_its_own_record(record: StepRecord, bad: bool) ->
 
 
 def test_events_and_overhead_add_up() -> None:
-    """Spikes are counted by kind, skipped steps by their records, overhead is summed."""
-    spike = Spike(step=1, time=0.0, severity="warning", message="")
+    """Spikes are counted once, however long, skipped steps by their records, overhead is summed."""
+    spike = Spike(
+        step=1,
+        time=0.0,
+        severity="warning",
+        message="",
+        signal="loss",
+        value=9.0,
+        baseline=3.0,
+        ratio=3.0,
+        score=1.5,
+    )
+    ended = dataclasses.replace(spike, duration=3)
     skipped = SkippedStep(step=1, time=0.0, severity="info", message="", scale=1.0)
     values = fed(
         StepRecord(step=0, time=0.0, overhead=0.25),
         StepRecord(step=1, time=0.0, overhead=0.5, skipped=True),
         spike,
         skipped,
-        spike,
+        dataclasses.replace(spike, signal="grad_norm"),
+        ended,
     )
     assert values["spikes"] == 2
     assert values["skipped_steps"] == 1

@@ -33,7 +33,7 @@ SECOND_SHARE = 0.4
 DOCUMENTS = 2000
 CORRUPTED = 5
 PROMPT = "The "
-SHOWN = 46
+SHOWN = 22
 
 
 def run_demo(
@@ -79,19 +79,19 @@ def run_demo(
     console.rule(f"gradtrace show {trace.path}")
     print_summary(summarize(load_run(trace.path)), console)
     if trace.spikes:
-        bad = _explain(trace, data, console)
+        bad = _explain(trace, data, batch_size, console)
         if bad.samples and monotonic() < deadline:
             _again(bad, data, order, steps, batch_size, deadline, console)
     return trace.path
 
 
-def _explain(trace: Trace, data: Documents, console: Console) -> BadList:
+def _explain(trace: Trace, data: Documents, batch_size: int, console: Console) -> BadList:
     """Measures each spike's documents, and names those that stand out."""
     assert trace.path is not None
     spikes = _one_a_step(trace.spikes)
     console.rule(f"{len(spikes)} spikes")
     table = Table(box=None, padding=(0, 1))
-    for column in ("step", "batch", "signal", "x baseline", "document", "x the others", "its text"):
+    for column in ("step", "batch", "signal", "x level", "document", "x others", "its text"):
         table.add_column(column, justify="right" if column != "its text" else "left", no_wrap=True)
     for spike in spikes:
         first = trace.suspects(spike, data, token_loss, collate=collate)[0]
@@ -104,7 +104,7 @@ def _explain(trace: Trace, data: Documents, console: Console) -> BadList:
             number(spike.ratio),
             str(first.sample_id),
             number(ratio),
-            escape(repr(text)[:SHOWN]),
+            escape(repr(text[:SHOWN])),
         )
     console.print(table)
     bad = find_bad(load_run(trace.path))
@@ -114,11 +114,12 @@ def _explain(trace: Trace, data: Documents, console: Console) -> BadList:
             f"document {sample.id}: in {len(sample.steps)} spikes, {sample.visits} visits; it is "
             f"[bold]{truth}[/bold]"
         )
-    period = find_period([spike.step for spike in spikes])
+    epoch = len(data) // batch_size
+    period = find_period([spike.step for spike in spikes], known=[epoch])
     if period is not None:
         console.print(
             f"period: spikes come back every [bold]{period.steps}[/bold] steps, "
-            f"{period.hits} of {period.slots} times; an epoch has that many"
+            f"{period.hits} of {period.slots} times: once an epoch"
         )
     norms = trace.clipping.percentiles
     console.print(f"clipping: max_norm={norms[95]:.2g} would touch one step in twenty")

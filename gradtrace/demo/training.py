@@ -14,7 +14,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gradtrace.demo.charlm import CharLM
-from gradtrace.demo.documents import IGNORED, LENGTH, Documents, collate
+from gradtrace.demo.documents import (
+    IGNORED,
+    LENGTH,
+    LONGEST,
+    SHORTEST,
+    Documents,
+    collate,
+)
 from gradtrace.exporter import Exporter
 from gradtrace.session import Trace, gradtrace
 
@@ -65,8 +72,15 @@ def train(
 
 
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross entropy of logits [batch, length, vocabulary] to targets, IGNORED left out."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    """The cross entropy of logits [batch, length, vocabulary] to targets, IGNORED left out.
+
+    Summed over tokens and divided by those of so many ordinary documents, so that every token
+    counts alike whatever it shares a batch with.
+    """
+    total = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (len(targets) * (SHORTEST + LONGEST) / 2)
 
 
 def warm_cosine(step: int, steps: int, *, warm_up: int = 40) -> float:

@@ -182,7 +182,8 @@ class Causes:
         if len(onsets) < LEAST:
             yield _unknown("period", f"{len(onsets)} spikes so far, it takes {LEAST}")
             return
-        period = find_period(onsets)
+        rhythms = [round(k) for _, k in self._rhythms()]
+        period = find_period(onsets, known=rhythms) or find_period(onsets)
         if period is None or spike.step % period.steps not in period.phases:
             return
         matches = [name for name, k in self._rhythms() if _matches(period, k)]

@@ -36,8 +36,17 @@ class Period:
         return self.phases[0]
 
 
-def find_period(steps: Sequence[int], *, smallest: int = 2, largest: int = 5000) -> Period | None:
+def find_period(
+    steps: Sequence[int],
+    *,
+    smallest: int = 2,
+    largest: int = 5000,
+    known: Sequence[int] | None = None,
+) -> Period | None:
     """The period of events at `steps`, None when chance would do as well.
+
+    Periods from `smallest` to `largest` are tried, or only the `known` ones (an epoch's length),
+    which takes fewer events.
 
     For every k the events are folded modulo k, and two counts are compared with chance. One thing
     that comes back fills one phase: each event falls into the fullest with probability 1/k, so the
@@ -53,8 +62,11 @@ def find_period(steps: Sequence[int], *, smallest: int = 2, largest: int = 5000)
     if count < LEAST:
         return None
     span = int(times[-1] - times[0])
-    # Three turns at least must be seen.
-    candidates = np.arange(smallest, min(largest, span // (LEAST - 1)) + 1)
+    if known is None:
+        # Three turns at least must be seen.
+        candidates = np.arange(smallest, min(largest, span // (LEAST - 1)) + 1)
+    else:
+        candidates = np.asarray([k for k in known if smallest <= k <= span], dtype=np.int64)
     regular: list[Period] = []
     for some in np.split(candidates, range(_TOGETHER, len(candidates), _TOGETHER)):
         fullest, repeated = _folded(times, some)
