@@ -12,7 +12,8 @@ over threshold with an exponential tail in the logarithm, which is a power law i
   depth. It is the median excess / log 2, which a few spikes that went unseen cannot inflate.
 
 A value `RARER` times rarer than that among the surprises, and `FAR` above the level, is a spike
-also below a peak: the first steps of a run are often higher than anything after them.
+also below a peak: the first steps of a run are often higher than anything after them. That distance
+grows with the unrest of the newest surprises.
 
 Shape zero overstates tails that are lighter, so the surprises' quantile is taken at ten times the
 rate. What is beyond the alarm never enters; NaN and Inf are not looked at. The constants were tuned
@@ -49,10 +50,10 @@ SHORT_SHARE = 0.6
 CAUTION = 1.2
 NEAREST = math.log(1.42)
 """The least distance: no spike is closer than this to the largest recent value."""
-SETTLED = 50
+SETTLED = 64
 """Values after which the surprises alone may raise an alarm."""
-FAR = math.log(3.0)
-RARER = math.log(100.0)
+FAR = math.log(1.5)
+RARER = math.log(33.0)
 UNSURE = math.log(2.0)
 """The least distance while fewer than PEAK values are known."""
 FARTHEST = math.log(2.6)
@@ -180,7 +181,16 @@ class Baseline:
         # The median of an exponential distribution is its mean times log 2.
         excess = (float(np.median(top[1:])) - threshold) / math.log(2.0)
         self._quantile = threshold + excess * self._depth
-        self._rare = threshold + excess * (self._depth + RARER)
+        self._rare = (threshold + excess * (self._depth + RARER)) * self._unrest(known)
+
+    def _unrest(self, known: Array) -> float:
+        """How much wider the newest surprises are than all of them; 1 when they are not.
+
+        By medians, which a spike that went unseen cannot move.
+        """
+        newest = np.arange(self._count - SPAN, self._count) % self._rule.window
+        usual = float(np.median(np.abs(known)))
+        return max(1.0, float(np.median(np.abs(self._surprises[newest]))) / usual) if usual else 1.0
 
     def _shift(self) -> None:
         """Takes the values beyond the alarm as the new level."""
