@@ -8,7 +8,7 @@ over threshold with an exponential tail in the logarithm, which is a power law i
 
 - Records: by how much values have exceeded the largest of the `PEAK` (and, more often seen, of the
   `SHORT`) values before them. The mean excess times log(1 / (PEAK * rate)).
-- Surprises: value minus an exponential mean. The excess over their upper tenth, taken to the same
+- Surprises: value minus an exponential mean. The excess over their upper eighth, taken to the same
   depth. It is the median excess / log 2, which a few spikes that went unseen cannot inflate.
 
 A value `RARER` times rarer than that among the surprises, and `FAR` above the level, is a spike
@@ -37,7 +37,7 @@ PEAK = 100
 SHORT = 25
 SPAN = 20
 """Values that the level mostly rests on."""
-TAIL = 0.1
+TAIL = 0.12
 FEWEST = 8
 MEMORY = 600
 """Values after which a record counts 1/e."""
@@ -180,8 +180,9 @@ class Baseline:
         threshold = float(top[0])
         # The median of an exponential distribution is its mean times log 2.
         excess = (float(np.median(top[1:])) - threshold) / math.log(2.0)
-        self._quantile = threshold + excess * self._depth
-        self._rare = (threshold + excess * (self._depth + RARER)) * self._unrest(known)
+        depth = self._depth + math.log(TAIL / 0.1)
+        self._quantile = threshold + excess * depth
+        self._rare = (threshold + excess * (depth + RARER)) * self._unrest(known)
 
     def _unrest(self, known: Array) -> float:
         """How much wider the newest surprises are than all of them; 1 when they are not.
