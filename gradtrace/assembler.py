@@ -78,6 +78,7 @@ class Assembler:
             logged={name: number(value, arrays) for name, value in raw.logged.items()},
             rank=raw.rank,
             overhead=raw.overhead,
+            remarks=raw.remarks,
             skipped=raw.skipped or any(arrays[slot].reshape(-1)[0] > 0 for slot in raw.found_inf),
         )
 

@@ -40,7 +40,7 @@ class Background:
 
     A sink gets each record followed by the events it caused. Errors of a stage are held back by
     `guard` and cost the record they concern, nothing else. `tick` is called each TICK seconds, also
-    while nothing arrives.
+    while nothing arrives. `scores` gives those of the record the detectors have just seen.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Background:
         *,
         name: str,
         tick: Callable[[], None] = lambda: None,
+        scores: Callable[[], Mapping[str, float]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handoff = handoff
@@ -59,6 +60,7 @@ class Background:
         self._sinks = sinks
         self._guard = guard
         self._tick = tick
+        self._scores = scores
         self._clock = clock
         self._ticked = clock()
         self._assembler = Assembler()
@@ -173,12 +175,15 @@ class Background:
             return
         record, _ = self._held
         self._held = None
-        out.append(record)
+        events: list[Event] = []
         for detector in self._detectors:
             try:
-                out.extend(detector.update(record))
+                events.extend(detector.update(record))
             except Exception as error:
                 self._guard.failed(f"the detector {type(detector).__name__}", error)
+        scores = self._scores()
+        out.append(dataclasses.replace(record, scores=dict(scores)) if scores else record)
+        out.extend(events)
 
 
 def _with_logged(record: StepRecord, values: Mapping[str, float]) -> StepRecord:

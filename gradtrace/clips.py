@@ -114,6 +114,7 @@ def _one(call: RawClip, arrays: Sequence[Array], measured: _Rows | None) -> Clip
         norm_after=after,
         coefficient=after / before if clipped and before else 1.0,
         clipped=clipped,
+        cosine=math.nan if call.cosine is None else float(arrays[call.cosine].reshape(-1)[0]),
     )
 
 

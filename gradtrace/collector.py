@@ -71,6 +71,10 @@ class Collector:
         self._stepped_in_backward = False
         # A clip announces that gradients change; until the next backward no change is news.
         self._clipped = False
+        self._clips_values = False
+        self._before_values: list[Tensor | None] | None = None
+        # Gradients that a backward wrote and no step has used.
+        self._written: set[int] = set()
         self._scaler_steps = 0
         self._shown: tuple[bytes, Positions] = (b"", np.empty(0, dtype=np.intp))
         self._on_open: list[Callable[[Due], None]] = []
@@ -134,6 +138,7 @@ class Collector:
         if not written and not self._stepped_in_backward:
             return  # another model's
         self._clipped = False
+        self._written.update(written)
         if loss is not None:
             self.open.losses.append(loss)
         if scale is not None:
@@ -152,19 +157,44 @@ class Collector:
 
     def before_clip(self, parameters: Iterable[object]) -> tuple[int, ...]:
         """A clipping call begins on these parameters; the watched ones among them, by position."""
-        positions = self._parameters.positions(parameters)
+        given = list(parameters)
+        positions = self._parameters.positions(given)
+        self._remark(given, positions)
         if positions and self.open.due.gradients:
             if not self._clipped:
                 self._watch_changes(positions)
             self._read_gradients(positions)
+        if self._clips_values and self.open.due.updates:
+            self._before_values = self._parameters.copy_gradients(positions)
         return positions
+
+    def _remark(self, given: Sequence[object], positions: Sequence[int]) -> None:
+        """Notes what is odd about a clipping call that begins."""
+        remarks = self.open.remarks
+        tensors = self._parameters.tensors
+        if not given or (positions and all(tensors[i].grad is None for i in positions)):
+            # An iterator that was used up before is an empty list by now.
+            remarks.add("no gradients")
+            return
+        if positions and self._step and self._written.isdisjoint(positions):
+            remarks.add("after the step")
+        if self._reader.is_scaled(positions):
+            remarks.add("still scaled")
+        mine = set(positions)
+        if any(not call.inferred and mine.intersection(call.positions) for call in self.open.clips):
+            remarks.add("twice")
 
     def after_clip(self, call: ClipCall) -> None:
         """A clipping call returned."""
-        if call.kind == "value" and self.open.due.gradients:
-            call.after, _ = self._reader.read_again(
-                call.positions, full=False, scale=self.open.scale
-            )
+        if call.kind == "value":
+            self._clips_values = True
+            if self.open.due.gradients:
+                call.after, _ = self._reader.read_again(
+                    call.positions, full=False, scale=self.open.scale
+                )
+            if self._before_values is not None:
+                call.cosine = self._parameters.cosine(call.positions, self._before_values)
+                self._before_values = None
         self.open.clips.append(call)
         self._clipped = True
 
@@ -249,6 +279,7 @@ class Collector:
         if closure and self.open.due.gradients:
             self._read_gradients(self._positions_of(optimizer))
         self._after_update(id(optimizer))
+        self._written.difference_update(self._positions_of(optimizer))
         self._stepped(optimizer)
         if in_backward:
             self._stepped_in_backward = True

@@ -142,6 +142,8 @@ class Totals:
             values["loss"] = last.loss
         if last.grad_norm is not None:
             values["grad_norm"] = last.grad_norm
+        if last.scores:
+            values["spike_score"] = max(last.scores.values())
         if last.clip is not None:
             values["grad_norm_clipped"] = last.clip.norm_after
             values["clip/coefficient"] = last.clip.coefficient

@@ -37,6 +37,7 @@ class ClipCall:
     order: float = 2.0
     after: list[Reading] = field(default_factory=list)
     inferred: bool = False
+    cosine: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +64,7 @@ class OpenStep:
     scale: Tensor | None = None
     found_inf: list[Tensor] = field(default_factory=list)
     skipped: bool = False
+    remarks: set[str] = field(default_factory=set)
     stepped: list[Any] = field(default_factory=list)
     """Weak references to the optimizers that have stepped."""
     ended: float = 0.0
@@ -83,6 +85,7 @@ class OpenStep:
         self.scale = later.scale if later.scale is not None else self.scale
         self.found_inf += later.found_inf
         self.skipped |= later.skipped
+        self.remarks |= later.remarks
         self.stepped += later.stepped
 
     def sealed(self, step: int, **facts: Any) -> tuple[RawStep, list[Tensor]]:
@@ -115,6 +118,7 @@ class OpenStep:
                     clip.order,
                     [reading(r) for r in clip.after],
                     clip.inferred,
+                    None if clip.cosine is None else slot(clip.cosine),
                 )
                 for clip in self.clips
             ],
@@ -125,6 +129,7 @@ class OpenStep:
             scale=None if self.scale is None else slot(self.scale),
             found_inf=[slot(flag) for flag in self.found_inf],
             skipped=self.skipped,
+            remarks=tuple(sorted(self.remarks)),
             **facts,
         )
         return raw, tensors
@@ -176,6 +181,7 @@ class RawClip:
     order: float
     after: list[RawReading]
     inferred: bool
+    cosine: Slot | None = None
 
 
 @dataclass(slots=True)
@@ -193,6 +199,7 @@ class RawStep:
     scale: Slot | None
     found_inf: list[Slot]
     skipped: bool
+    remarks: tuple[str, ...]
     names: dict[str, tuple[str, ...]]
     """The row names of each table, by position."""
     shown: Positions

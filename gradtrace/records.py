@@ -7,6 +7,7 @@ Nothing here knows who makes a record or who reads it. `StepRecord` is one optim
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,8 @@ class Clip:
     """What clipping did at one step.
 
     `coefficient` is `norm_after / norm_before` as applied (1.0 = untouched), `calls` how many
-    times a clipping function ran. NaN where a number could not be observed.
+    times a clipping function ran. NaN where a number could not be observed. `cosine` is that of the
+    gradient before and after value clipping, on sampled steps, and not kept on disk.
     """
 
     kind: ClipKind
@@ -93,6 +95,7 @@ class Clip:
     coefficient: float
     clipped: bool
     calls: int = 1
+    cosine: float = field(default=math.nan, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,9 @@ class StepRecord:
     `time` is unix seconds, `seconds` the time since the previous step (None on the first),
     `loss` the mean of `losses`, `grad_norm` the global L2 norm, unscaled and before clipping,
     `scale` the AMP loss scale, `overhead` the seconds gradtrace spent on the training thread for
-    this step, `skipped` whether the AMP scaler kept the optimizer from moving. Tables are None when
-    not sampled.
+    this step, `skipped` whether the AMP scaler kept the optimizer from moving, `remarks` what was
+    odd about its clipping (names of `ClipFinding`s), `scores` how far each signal was from its
+    baseline in units of the alarm distance (1 = alarm). Tables are None when not sampled.
     """
 
     step: int
@@ -139,6 +143,8 @@ class StepRecord:
     rank: int = 0
     overhead: float = 0.0
     skipped: bool = False
+    remarks: tuple[str, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

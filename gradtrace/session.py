@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from gradtrace import options
 from gradtrace.background import TICK, Background, Detector
 from gradtrace.collector import Collector
+from gradtrace.detect.clipfindings import ClipJudge
 from gradtrace.detect.clipping import ClippingStats, ClippingSummary
 from gradtrace.detect.nonfinite import NonFiniteDetector
 from gradtrace.detect.rule import SpikeRule
@@ -233,6 +234,7 @@ class Trace:
             + ([self._call_back] if self._settings.on_spike else []),
             self._guard,
             name=f"gradtrace-{self.name}",
+            scores=lambda: {} if self._spikes is None else self._spikes.scores,
             tick=self._run_log.flush if self._run_log is not None else _nothing,
         )
         for worker in self._workers:
@@ -250,7 +252,11 @@ class Trace:
             )
 
     def _detectors(self, forward_order: Mapping[str, int]) -> list[Detector]:
-        found: list[Detector] = [NonFiniteDetector(forward_order), SkippedStepDetector()]
+        found: list[Detector] = [
+            NonFiniteDetector(forward_order),
+            SkippedStepDetector(),
+            ClipJudge(),
+        ]
         if self._settings.spikes is not None:
             self._spikes = SpikeDetector(
                 self._settings.spikes,

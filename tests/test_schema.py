@@ -67,6 +67,8 @@ def test_a_full_step_comes_back_equal() -> None:
         rank=3,
         overhead=0.001,
         skipped=True,
+        remarks=("twice", "still scaled"),
+        scores={"loss": 0.5, "grad_norm": math.inf},
     )
     assert through_arrow(record) == record
     plain = StepRecord(0, 1.0)

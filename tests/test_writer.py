@@ -400,11 +400,11 @@ def test_a_directory_that_vanishes_and_comes_back_is_survived(path: Path) -> Non
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 256 KB."""
+    """A file system of its own, of 320 KB."""
     libc = ctypes.CDLL(None, use_errno=True)
     place = tmp_path / "disk"
     place.mkdir()
-    if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=256k") != 0:
+    if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=320k") != 0:
         pytest.skip("mounting needs root")
     yield place
     libc.umount2(str(place).encode(), 2)
@@ -413,7 +413,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_really_is_full(small_disk: Path) -> None:
     """On a full file system the log goes quiet after one warning and goes on when space comes."""
     ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * 150_000)
+    ballast.write_bytes(b"x" * 190_000)
     told: list[str] = []
     path = create_run_directory(small_disk, "run")
     log = open_log(path, on_error=told.append, segment_bytes=20_000)

@@ -49,6 +49,10 @@ class GradientReader:
         self._scaled.difference_update(positions)
         self._fresh.difference_update(positions)
 
+    def is_scaled(self, positions: Iterable[int]) -> bool:
+        """Whether any of these gradients is still multiplied by the AMP loss scale."""
+        return not self._scaled.isdisjoint(positions)
+
     def touched(self, positions: Iterable[int]) -> list[int]:
         """The positions whose gradients somebody changed since they were last known.
 

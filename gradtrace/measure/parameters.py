@@ -91,6 +91,37 @@ class Parameters:
                 grads.append(local(grad))
         return self.read(present, grads, full=full), present
 
+    def copy_gradients(self, positions: Sequence[int]) -> list[Tensor | None]:
+        """The gradients at `positions` as they are now; None where there is none to compare."""
+        with torch.no_grad():
+            return [
+                local(grad).detach().clone()
+                if (grad := self.tensors[i].grad) is not None and grad.layout is torch.strided
+                else None
+                for i in positions
+            ]
+
+    def cosine(self, positions: Sequence[int], before: Sequence[Tensor | None]) -> Tensor | None:
+        """The cosine between copies of the gradients and what they are now; 0-dim, no waiting.
+
+        None when there is nothing to compare, or on more than one device.
+        """
+        pairs = [
+            (copy, local(grad).detach())
+            for i, copy in zip(positions, before, strict=True)
+            if copy is not None and (grad := self.tensors[i].grad) is not None
+        ]
+        if not pairs or len({copy.device for copy, _ in pairs}) > 1:
+            return None
+        with torch.no_grad():
+            sums = torch.stack(
+                [
+                    torch.stack([(b * a).sum(), (b * b).sum(), (a * a).sum()]).double()
+                    for b, a in ((b.float(), a.float()) for b, a in pairs)
+                ]
+            ).sum(0)
+            return sums[0] / (sums[1] * sums[2]).sqrt()
+
     def read(
         self,
         positions: Sequence[int],

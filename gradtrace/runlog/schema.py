@@ -63,6 +63,8 @@ _STEP_SCHEMA = pa.schema(
         ("rank", _I),
         ("overhead", _F),
         ("skipped", pa.bool_()),
+        ("remarks", pa.list_(pa.string())),
+        ("scores", pa.string()),
         ("layers", pa.list_(pa.int32())),
     ]
 )
@@ -164,6 +166,8 @@ def _row(record: StepRecord) -> tuple[Any, ...]:
         record.rank,
         record.overhead,
         record.skipped,
+        record.remarks,
+        to_json(dict(record.scores)) if record.scores else None,
         [None if table is None else len(table) for table in tables],
     )
 
@@ -189,6 +193,7 @@ def row_record(row: Mapping[str, Any], tables: Mapping[str, LayerTable | None]) 
             calls=row["clip_calls"],
         )
     logged = json.loads(row["logged"]) if row["logged"] else {}
+    scores = json.loads(row["scores"]) if row["scores"] else {}
     return StepRecord(
         step=row["step"],
         time=row["time"],
@@ -207,6 +212,8 @@ def row_record(row: Mapping[str, Any], tables: Mapping[str, LayerTable | None]) 
         rank=row["rank"] or 0,
         overhead=row["overhead"] or 0.0,
         skipped=bool(row["skipped"]),
+        remarks=tuple(row["remarks"] or ()),
+        scores={key: _float(value) for key, value in scores.items()},
         gradients=tables.get("gradients"),
         weights=tables.get("weights"),
         activations=tables.get("activations"),
