@@ -23,6 +23,7 @@ from gradtrace.runlog import Run, load_run
 from gradtrace.sampling import Sampling
 from gradtrace.session import Trace, gradtrace
 from gradtrace.skipping import SkipBatches, SkipSamples
+from gradtrace.spikefiles import SpikeFiles
 from gradtrace.suspects import Suspects, SuspectSample, suspects
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "SkipSamples",
     "SkippedStep",
     "Spike",
+    "SpikeFiles",
     "SpikeRule",
     "StepRecord",
     "SuspectSample",

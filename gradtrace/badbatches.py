@@ -168,12 +168,11 @@ def _recurring(ids: dict[int, set[SampleId]], visits: dict[SampleId, list[int]])
             return found
         most = max(len(steps) for steps in candidates.values())
         best = [sample for sample, steps in candidates.items() if len(steps) == most]
-        # Two that explain as many, sharing a spike, cannot be told apart yet.
         clear = [
             sample
             for sample in best
             if all(
-                other == sample or not set(candidates[other]) & set(candidates[sample])
+                other == sample or _apart(set(candidates[sample]), set(candidates[other]))
                 for other in best
             )
         ]
@@ -187,3 +186,11 @@ def _recurring(ids: dict[int, set[SampleId]], visits: dict[SampleId, list[int]])
             for step in steps:
                 left.pop(step, None)
     return found
+
+
+def _apart(mine: set[int], others: set[int]) -> bool:
+    """Whether a sample can be told from another that explains as many spikes.
+
+    It can if they share none, or if it recurs in spikes which the other has no part in.
+    """
+    return not mine & others or len(mine - others) >= LEAST_VISITS

@@ -50,6 +50,7 @@ ALLOWED = {
     "gradtrace.attribution": ("gradtrace.records", "gradtrace.nested"),
     "gradtrace.suspects": ("gradtrace.records", "gradtrace.nested", "gradtrace.attribution"),
     "gradtrace.skipping": ("gradtrace.records",),
+    "gradtrace.spikefiles": ("gradtrace.records",),
     "gradtrace.badbatches": (
         "gradtrace.records",
         "gradtrace.detect",

@@ -1,0 +1,57 @@
+"""A ready `on_spike` callback: what is needed to look at a spike's batches again, in a file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradtrace.records import Spike, event_to_dict
+
+
+class SpikeFiles:
+    """Writes one JSON file a spike into `directory`, which is made when the first one comes.
+
+        gradtrace(model, loader=loader, on_spike=SpikeFiles("spikes"))
+
+    A file holds the whole event, batches and sample ids included, and the state of torch's CPU
+    generator when the event was handled: in the background, up to half a second after the step, so
+    it is the state that the loop went on with, not the one the batch was drawn with. `read` gives
+    both back. Raises OSError where the file cannot be written, which the trace notes and survives.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(
+                f"directory is {str(directory)!r}, which is a file; expected a folder for spikes"
+            )
+
+    def __call__(self, spike: Spike) -> None:
+        """Writes the file of one spike."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        signal = re.sub(r"\W", "_", spike.signal)
+        path = self.directory / f"spike-{spike.step:08d}-{signal}-rank{spike.rank}.json"
+        state = torch.get_rng_state().numpy().tobytes()
+        whole = {"spike": event_to_dict(spike), "rng": base64.b64encode(state).decode()}
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(whole, default=str), encoding="utf-8")
+        os.replace(temporary, path)
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], torch.Tensor]:
+        """The event as a mapping, and the generator's state for `torch.set_rng_state`.
+
+        Raises ValueError for a file that is not of this kind.
+        """
+        try:
+            whole = json.loads(Path(path).read_text(encoding="utf-8"))
+            state = bytearray(base64.b64decode(whole["rng"], validate=True))
+            return whole["spike"], torch.frombuffer(state, dtype=torch.uint8).clone()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} is no file of a spike: {error}") from error
