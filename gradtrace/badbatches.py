@@ -27,7 +27,8 @@ CALM_VISITS = 0.2
 class BadSample:
     """A sample to leave out. `why` is "measured" or "recurring", `steps` are those of its spikes.
 
-    `visits` counts the steps it took part in, as far as the run log has them. `loss_ratio` and
+    `visits` counts the steps it took part in after the warm-up of spike detection, as far as the
+    run log has them. `loss_ratio` and
     `norm_ratio` are the largest that were measured, relative to the other samples of the spike.
     """
 
@@ -120,9 +121,15 @@ def _visits(run: Run, wanted: set[SampleId]) -> dict[SampleId, list[int]]:
 
 
 def _consumed(run: Run) -> Iterator[tuple[int, set[SampleId]]]:
-    """Each step with the ids of its samples."""
-    steps = run.steps.column("step").to_pylist()
-    for step, text in zip(steps, run.steps.column("batches").to_pylist(), strict=True):
+    """Each step with the ids of its samples, from the first that was judged.
+
+    A bad sample's visit during the warm-up of spike detection was no calm one: nobody looked.
+    """
+    table = run.steps
+    steps, texts = table.column("step").to_pylist(), table.column("batches").to_pylist()
+    scores = (json.loads(text or "{}") for text in table.column("scores").to_pylist())
+    first = next((i for i, found in enumerate(scores) if any(found.values())), 0)
+    for step, text in zip(steps[first:], texts[first:], strict=True):
         yield step, {i for *_, ids in json.loads(text or "[]") for i in ids or ()}
 
 

@@ -181,3 +181,23 @@ def test_wrong_rules_are_refused(arguments: dict[str, object], message: str) -> 
     """Where the rule is made, with what was expected."""
     with pytest.raises((TypeError, ValueError), match=message):
         SpikeRule(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_spike_in_the_warm_up_hides_no_later_one() -> None:
+    """It raises no alarm, for too little is known, and is forgotten when more is."""
+    rng = np.random.default_rng(0)
+    values = np.exp(rng.normal(0, 0.4, 120))
+    values[[11, 60, 90]] = 80.0
+    assert find_spikes(values) == [60, 90]
+    values[[18, 19]] = 80.0, 80.0  # at its very end, of two steps: not told from a new level
+    assert 11 not in find_spikes(values)
+
+
+def test_a_steep_start_is_no_spike() -> None:
+    """A loss that falls by a tenth each step keeps its first values."""
+    values = 100 * 0.9 ** np.arange(60) + 1
+    assert find_spikes(values) == []
+    baseline = Baseline(SpikeRule())
+    for value in values[:20]:
+        baseline.update(float(value))
+    assert len(baseline.state_dict()["surprises"]) == 20

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from spiking import dataset, train
 from typer.testing import CliRunner
 
-from gradtrace import gradtrace
+from gradtrace import SkipSamples, gradtrace, load_run
 from gradtrace.cli import app
+from gradtrace.detect.spikes import latest_spikes
 
 
 @pytest.fixture
@@ -100,3 +103,53 @@ def test_demo_command(runs: Path) -> None:
     code, text = run("demo", "--steps", "2", "--directory", str(runs))
     assert code == 0
     assert "What the model writes now" in text and "2 steps" in text
+
+
+@pytest.fixture
+def spiking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the run `poisoned`, in which sample 77 makes spikes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "dumb")
+    train(dataset(77), tmp_path / "gradtrace-runs", epochs=4, run="poisoned")
+    return tmp_path
+
+
+def test_spikes_lists_them(spiking: Path) -> None:
+    """`gradtrace spikes` lists step, signal and batch; `--step` tells one in full."""
+    found = latest_spikes(load_run(spiking / "gradtrace-runs" / "poisoned").events)
+    code, text = run("spikes", "poisoned")
+    assert code == 0 and all(f" {spike.step} " in f" {text} " for spike in found)
+    code, text = run("spikes", "poisoned", "--step", str(found[-1].step))
+    assert code == 0
+    assert f"spike at step {found[-1].step}" in text
+    assert "77" in text and "suspect" in text and "layers" in text
+
+
+def test_spikes_draws_one(spiking: Path) -> None:
+    """`--figure` writes a picture, and asks for the step where it is missing."""
+    step = latest_spikes(load_run(spiking / "gradtrace-runs" / "poisoned").events)[-1].step
+    code, text = run("spikes", "poisoned", "--step", str(step), "--figure", "spike.png")
+    assert code == 0 and "drawn: spike.png" in text
+    assert (spiking / "spike.png").stat().st_size > 10_000
+    assert run("spikes", "poisoned", "--figure", "spike.png")[0] == 2
+    code, text = run("spikes", "poisoned", "--step", "3")
+    assert code == 2 and "no spike at step 3" in text
+    code, text = run("spikes", "poisoned", "--step", str(step), "--figure", "no/where.png")
+    assert code == 1 and "where.png" in text
+
+
+def test_spikes_of_a_calm_run(runs: Path) -> None:
+    """`gradtrace spikes` says that there are none."""
+    assert run("spikes", "small") == (0, "no spikes in small")
+
+
+def test_bad_batches(spiking: Path) -> None:
+    """`gradtrace bad-batches` writes JSON that SkipSamples takes."""
+    code, text = run("bad-batches", "poisoned", "--output", "bad.json")
+    assert code == 0 and "1 samples and 0 batches" in text
+    assert 77 not in set(SkipSamples(range(400), "bad.json"))
+    assert len(set(SkipSamples(range(400), "bad.json"))) == 399
+    code, text = run("bad-batches", "poisoned")
+    assert code == 0 and json.loads(text)["samples"][0]["id"] == 77
+    assert run("bad-batches", "poisoned", "--output", "no/where.json")[0] == 1

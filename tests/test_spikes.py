@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
+from memory import sizes
 from spike_records import ORDER, detector, record, run
 
 from gradtrace.detect.rule import SpikeRule
@@ -154,3 +156,14 @@ def test_new_and_missing_layers_do_no_harm() -> None:
     )
     [spike] = run(detector(), records)
     assert isinstance(spike, Spike) and spike.layers == ()
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded() -> None:
+    """After 24,000 steps with spikes and NaN the detector holds what it held after 12,000.
+
+    tests/benchmarks/memory.py shows the same over a million.
+    """
+    (_, _, before), (_, spikes, after) = sizes(24_000, 12_000)
+    assert spikes > 40
+    assert after < 1.2 * before

@@ -6,6 +6,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -104,7 +105,7 @@ class History:
     def _add_time(self, facts: Facts) -> None:
         if facts.seconds is None:
             return
-        if len(self._seconds) >= 20 and facts.seconds > PAUSE * float(np.median(self._seconds)):
+        if len(self._seconds) >= 20 and facts.seconds > PAUSE * median(self._seconds):
             self.pauses.append(facts.step)
         self._seconds.append(facts.seconds)
 

@@ -1,0 +1,111 @@
+"""A spike's samples, fetched again and ranked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from spiking import dataset, loss_fn, train
+from torch.utils.data import TensorDataset
+
+from gradtrace import Spike, Suspects, Trace, gradtrace, load_run
+from gradtrace.badbatches import find_bad
+from gradtrace.suspects import SuspectSample, read_suspects, save_suspects
+
+Trained = tuple[torch.nn.Module, Trace, TensorDataset]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    data = dataset(77)
+    model, trace = train(data, tmp_path_factory.mktemp("runs"), epochs=3)
+    return model, trace, data
+
+
+def of(trace: Trace, signal: str) -> list[Spike]:
+    return [spike for spike in trace.spikes if spike.signal == signal]
+
+
+@pytest.mark.parametrize("signal", ["loss", "grad_norm"])
+def test_the_poisoned_sample_comes_first(trained: Trained, signal: str) -> None:
+    """Of each spike's eight samples, in either signal, and it alone stands out far."""
+    _, trace, data = trained
+    spikes = of(trace, signal)
+    assert len(spikes) >= 2
+    for spike in spikes:
+        found = trace.suspects(spike, data, loss_fn)
+        assert found.step == spike.step and len(found) == 8
+        assert found[0].sample_id == 77 and found[0].stands_out
+        key = "loss_ratio" if signal == "loss" else "norm_ratio"
+        ratios = [getattr(sample, key) for sample in found]
+        assert ratios == sorted(ratios, reverse=True)
+
+
+def test_what_was_measured_is_kept_and_blamed(
+    trained: Trained,
+) -> None:
+    """In the run directory, where the bad-batches list finds it."""
+    _, trace, data = trained
+    found = trace.suspects(of(trace, "loss")[0], data, loss_fn)
+    path = trace.path
+    assert path is not None
+    assert read_suspects(path)[-1] == found
+    [bad] = find_bad(load_run(path)).samples
+    assert (bad.id, bad.why) == (77, "measured")
+
+
+def test_samples_that_make_no_batch_are_measured_alone(
+    trained: Trained,
+) -> None:
+    """Where collate refuses them together, for their lengths differ."""
+    _, trace, data = trained
+
+    def one_only(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+        if len(samples) > 1:
+            raise RuntimeError("stack expects each tensor to be equal size")
+        return tuple(part[None] for part in samples[0])
+
+    [spike, *_] = of(trace, "loss")
+    together = trace.suspects(spike, data, loss_fn)
+    alone = trace.suspects(spike, data, loss_fn, collate=one_only)
+    assert [s.sample_id for s in alone] == [s.sample_id for s in together]
+    for a, b in zip(alone, together, strict=True):
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
+
+
+def test_a_spike_without_ids(trained: Trained) -> None:
+    """It is said what to give gradtrace."""
+    _, trace, data = trained
+    spike = dataclasses.replace(of(trace, "loss")[0], batches=(), previous_batches=())
+    with pytest.raises(ValueError, match="knows no sample ids: give gradtrace"):
+        trace.suspects(spike, data, loss_fn)
+
+
+def test_two_models_need_a_choice(trained: Trained) -> None:
+    """A trace of a GAN cannot know which of its models the loss is of."""
+    model, trace, data = trained
+    both = gradtrace({"a": model, "b": torch.nn.Linear(1, 1)}, directory=None)
+    with pytest.raises(ValueError, match="2 models; expected one"):
+        both.suspects(of(trace, "loss")[0], data, loss_fn)
+
+
+def test_kept_suspects_read_back(tmp_path: Path) -> None:
+    """NaN and Inf survive, and a line torn by a kill is left out."""
+    samples = (SuspectSample("a", math.inf, 1.0, math.inf, 1.0, True),)
+    found = Suspects(3, "loss", samples)
+    save_suspects(tmp_path, found)
+    nan = Suspects(4, "loss", (SuspectSample(1, math.nan, 1.0, math.inf, 1.0, True),))
+    save_suspects(tmp_path, nan)
+    with (tmp_path / "suspects.jsonl").open("a") as file:
+        file.write('{"step": 5, "sig')
+    first, second = read_suspects(tmp_path)
+    assert first == found
+    assert second.step == 4 and math.isnan(second[0].loss)
+
+
+def test_no_file_no_suspects(tmp_path: Path) -> None:
+    """A run of which nothing was measured."""
+    assert read_suspects(tmp_path) == []
