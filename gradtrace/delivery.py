@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gradtrace.cursors import Cursor, Position
-from gradtrace.exporter import Exporter
+from gradtrace.exporter import Exporter, Remembering
 from gradtrace.pipeline import BATCH, Backlog
-from gradtrace.records import RunInfo, StepRecord
+from gradtrace.records import Record, RunInfo, StepRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ def deliver(
     exporter.open(info)
     steps = events = 0
     try:
+        if isinstance(exporter, Remembering) and position != Position():
+            _remember(backlog, exporter, position)
         while True:
             records, step, event = backlog.read_since(position.step, position.event, BATCH)
             if not records:
@@ -57,3 +59,24 @@ def deliver(
             steps, events = steps + done, events + len(records) - done
     finally:
         exporter.close()
+
+
+def _remember(backlog: Backlog, exporter: Remembering, until: Position) -> None:
+    """Shows the exporter what it has delivered before."""
+    seen = Position()
+    while seen.step < until.step or seen.event < until.event:
+        records, step, event = backlog.read_since(seen.step, seen.event, BATCH)
+        if not records:
+            return
+        known: list[Record] = []
+        number = seen.event
+        for record in records:
+            if isinstance(record, StepRecord):
+                if record.step < until.step:
+                    known.append(record)
+            else:
+                if number < until.event:
+                    known.append(record)
+                number += 1
+        exporter.remember(known)
+        seen = Position(step, event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +20,11 @@ class Exporter(Protocol):
     `open` runs on the user's thread when the trace starts and may raise for wrong settings;
     `export` and `close` run on the exporter's own thread. An `export` that raises is retried with
     the same records, so it should either take all of them or none.
+
+    Two more methods are called where an exporter has them. `remember(records)`, before any export
+    of `gradtrace send`, gets what an earlier process has delivered: it shall not be sent again, but
+    counts and totals go on from it. `watch(dropped)`, after `open`, gets a callable that tells how
+    many records each exporter of the trace has lost, by name; it may be called from any thread.
     """
 
     name: str
@@ -32,6 +37,22 @@ class Exporter(Protocol):
 
     def close(self) -> None:
         """Nothing more will come."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An exporter whose values depend on records delivered before."""
+
+    def remember(self, records: Sequence[StepRecord | Event]) -> None:
+        """Takes records in, without sending them."""
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """An exporter that shows how the trace's exporters fare."""
+
+    def watch(self, dropped: Callable[[], Mapping[str, int]]) -> None:
+        """How many records each exporter has lost can be asked of `dropped`."""
 
 
 def resolve_exporters(specs: Any) -> list[Exporter]:

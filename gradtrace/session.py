@@ -25,7 +25,7 @@ from gradtrace.detect.nonfinite import NonFiniteDetector
 from gradtrace.detect.rule import SpikeRule
 from gradtrace.detect.skipped import SkippedStepDetector
 from gradtrace.detect.spikes import SpikeDetector, latest_spikes
-from gradtrace.exporter import Exporter
+from gradtrace.exporter import Exporter, Watching
 from gradtrace.guard import Guard
 from gradtrace.measure.handoff import Handoff
 from gradtrace.measure.parameters import Parameters
@@ -206,6 +206,9 @@ class Trace:
             backlog = None if self._path is None else Backlog(self._path)
             worker = ExporterWorker(exporter, name=name, backlog=backlog, run=self._path)
             self._workers.append(worker)
+        for exporter in exporters:
+            if isinstance(exporter, Watching):
+                exporter.watch(self._dropped_by_exporter)
         handoff: Handoff[RawStep | LateLog] = Handoff()
         self._handoff = handoff
         self._collector = Collector(
@@ -490,6 +493,9 @@ class Trace:
     def dropped(self) -> int:
         """Steps that were lost because the background thread could not keep up."""
         return self._handoff.dropped if self._state in ("running", "closed") else 0
+
+    def _dropped_by_exporter(self) -> dict[str, int]:
+        return {worker.name: worker.dropped for worker in self._workers}
 
     # -- notes ---
 

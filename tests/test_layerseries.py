@@ -1,0 +1,99 @@
+"""Which layers exporters show: groups, top layers, globs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradtrace.layerseries import MAX_GROUPS, Layers, LayerSeries, check_layers, group_of
+from gradtrace.records import MOMENT_COLUMNS, UPDATE_COLUMNS, LayerTable, StepRecord
+
+NAMES = (
+    *(f"blocks.{block}.{part}.weight" for block in range(12) for part in ("attn", "mlp")),
+    "head.weight",
+)
+SHAPES = [(2 + at % 3, 5) for at in range(len(NAMES))]
+SIZES = [{"name": name, "shape": shape} for name, shape in zip(NAMES, SHAPES, strict=True)]
+
+
+def record(step: int = 0, names: tuple[str, ...] = NAMES, *, updates: bool = True) -> StepRecord:
+    rng = np.random.default_rng(step)
+    values = rng.uniform(0.1, 1.0, (len(names), len(MOMENT_COLUMNS)))
+    values[:, 0] *= np.arange(1, len(names) + 1)
+    moved = rng.uniform(0.1, 1.0, (len(names), 2))
+    return StepRecord(
+        step=step,
+        time=0.0,
+        gradients=LayerTable(names, values, MOMENT_COLUMNS),
+        updates=LayerTable(names, moved, UPDATE_COLUMNS) if updates else None,
+    )
+
+
+def test_groups_and_top_layers() -> None:
+    """13 groups with whole-group values, and the two layers of largest norm with their own."""
+    one = record()
+    found = LayerSeries(2, SIZES).update(one)
+    assert len(found) == 15
+    assert one.gradients is not None and one.updates is not None
+    norms = dict(zip(NAMES, one.gradients.column("norm"), strict=True))
+    top = sorted(norms, key=lambda name: -norms[name])[:2]
+    assert {"head", *(f"blocks.{b}" for b in range(12)), *top} == set(found)
+    for name in top:
+        assert found[name]["grad_norm"] == norms[name]
+        assert found[name]["update_ratio"] == one.updates[name, "ratio"]
+    mine = [at for at, name in enumerate(NAMES) if name.startswith("blocks.3.")]
+    sizes = np.asarray([float(np.prod(SHAPES[at])) for at in mine])
+    zeros = one.gradients.column("zero_fraction")[mine]
+    moved, ratio = one.updates.column("norm")[mine], one.updates.column("ratio")[mine]
+    group = found["blocks.3"]
+    assert group["grad_norm"] == pytest.approx(np.hypot(*[norms[NAMES[at]] for at in mine]))
+    assert group["zero_fraction"] == pytest.approx((zeros * sizes).sum() / sizes.sum())
+    assert group["update_ratio"] == pytest.approx(np.hypot(*moved) / np.hypot(*(moved / ratio)))
+
+
+def test_the_choice_lasts() -> None:
+    """Over 5,000 steps of noise at most three choices of top layers are seen after the first."""
+    series = LayerSeries(3, SIZES)
+    shown = {
+        name for step in range(1500) for name in series.update(record(step)) if "weight" in name
+    }
+    assert len(shown) <= 3 * 4
+
+
+def test_globs_choose_exactly() -> None:
+    """No groups then; an empty list sends no layers."""
+    found = LayerSeries(["blocks.1.*", "head.*"], SIZES).update(record())
+    assert set(found) == {"blocks.1.attn.weight", "blocks.1.mlp.weight", "head.weight"}
+    assert LayerSeries([], SIZES).update(record()) == {}
+
+
+def test_series_are_bounded() -> None:
+    """Blocks by number where they are few, by first part where many, none where all differ."""
+    deep = tuple(f"blocks.{b}.w.weight" for b in range(500))
+    assert set(LayerSeries(0).update(record(names=deep))) == {"blocks"}
+    flat = tuple(f"layer{b}.weight" for b in range(MAX_GROUPS + 1))
+    assert len(LayerSeries(4).update(record(names=flat))) == 4
+
+
+def test_what_was_not_measured_is_not_sent() -> None:
+    """A step without updates has no ratio; one without gradients has nothing."""
+    found = LayerSeries(1, SIZES).update(record(updates=False))
+    assert all(set(metrics) == {"grad_norm", "zero_fraction"} for metrics in found.values())
+    assert LayerSeries(1, SIZES).update(StepRecord(step=0, time=0.0)) == {}
+
+
+@pytest.mark.parametrize("wrong", [True, "blocks.*", 1.5, [1], None])
+def test_wrong_types(wrong: object) -> None:
+    """They are refused with what was expected."""
+    with pytest.raises(TypeError, match="expected how many layers"):
+        check_layers(wrong)
+
+
+def test_right_and_wrong_values() -> None:
+    """A negative number is refused; lists become tuples."""
+    with pytest.raises(ValueError, match="layers is -1"):
+        check_layers(-1)
+    values: list[Layers] = [0, 20, ()]
+    assert [check_layers(value) for value in values] == values
+    assert check_layers(["a"]) == ("a",)
+    assert group_of("weight") == "weight" and group_of("blocks.0") == "blocks"
