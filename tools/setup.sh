@@ -59,5 +59,5 @@ if ! recent_enough "$venv/bin/python"; then
 fi
 pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt)
 "${pip[@]}" setuptools
-"${pip[@]}" --no-build-isolation --editable '.[dev,prometheus]'
+"${pip[@]}" --no-build-isolation --editable '.[dev]'
 echo "gradtrace: $venv is ready ($("$venv/bin/python" --version))"
