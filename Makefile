@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: help demo test check bench clean
 
 help:
-	@echo "make demo   train a small language model under a trace (about 90 s)"
+	@echo "make demo   train a small language model, find the documents behind its spikes (2 min)"
 	@echo "make test   run the tests"
 	@echo "make check  lint, format and type checks"
 	@echo "make bench  measure the overhead"

@@ -154,3 +154,15 @@ def test_one_signal_without_the_other() -> None:
     records[140] = record(140, loss=9.0, norm=9.0)
     both = spikes_of(records)[-1]
     assert not {"unusual loss only", "unusual gradient only"} & set(causes(both))
+
+
+def test_a_small_batch() -> None:
+    """The last batch of an epoch, with 2 samples where 8 are usual; a full one is not blamed."""
+    records = [record(step, ids=tuple(range(step * 8, step * 8 + 8))) for step in range(160)]
+    records[100] = record(100, norm=9.0, ids=(800, 801))
+    records[140] = record(140, norm=9.0, ids=tuple(range(1120, 1128)))
+    small, full = spikes_of(records)
+    found = causes(small)["small batch"]
+    assert found.evidence == {"samples": 2, "usual": 8.0}
+    assert "2 samples where 8 are usual" in found.message
+    assert "small batch" not in causes(full)

@@ -29,6 +29,7 @@ CALM = 0.5
 """A score below this is ordinary."""
 RECENT = 5
 SHOWN = 20
+SMALL = 0.5
 FIXED = 0.7
 """Confidence in what no test can put a number on."""
 
@@ -77,6 +78,7 @@ class Causes:
             self._same_samples,
             self._source,
             self._length,
+            self._small_batch,
             self._period,
             self._learning_rate,
             self._bad_input,
@@ -115,7 +117,8 @@ class Causes:
         shown = [sample for sample, _ in seen.most_common(SHOWN)]
         yield Cause(
             "same samples",
-            f"{len(seen)} of its {len(mine)} samples were in {len(steps)} earlier spikes "
+            f"{len(seen)} of its {len(mine)} samples were in {len(steps)} earlier "
+            f"spike{'s' * (len(steps) > 1)} "
             f"({expected:.2g} expected by chance): {', '.join(map(repr, shown[:3]))}",
             1.0 - p,
             {
@@ -171,6 +174,22 @@ class Causes:
                 f"its longest sample has {longest} tokens; {1 - p:.0%} of steps have none as long",
                 1.0 - p,
                 {"length": longest, "median": float(np.median(usual)), "p": p},
+            )
+
+    def _small_batch(self, spike: Spike, facts: Facts) -> Iterator[Cause]:
+        """A batch of half the usual size or less: the last of an epoch, most often."""
+        mine = _size_of(facts.batches)
+        usual = [size for past in self._history.steps if (size := _size_of(past.batches))]
+        if not mine or len(usual) < RECENT:
+            return
+        middle = float(np.median(usual))
+        if mine <= SMALL * middle:
+            yield Cause(
+                "small batch",
+                f"its batch has {mine} samples where {middle:.0f} are usual: the mean over few is "
+                "noisier (drop_last=True leaves such batches out)",
+                FIXED,
+                {"samples": mine, "usual": middle},
             )
 
     # -- time ---
@@ -345,6 +364,10 @@ def _coincides(period: Period, steps: Sequence[int]) -> bool:
     offset = (np.asarray(steps) - period.phase) % period.steps
     near = (offset <= 1) | (offset >= period.steps - 1)
     return bool(near.mean() >= 0.6) and int(near.sum()) >= 3 and period.steps > 4
+
+
+def _size_of(batches: Sequence[BatchRef]) -> int:
+    return sum(len(batch.sample_ids or ()) for batch in batches)
 
 
 def _poisson_tail(count: int, mean: float) -> float:
