@@ -4,7 +4,7 @@ The processes of a comparison live side by side and take turns, a block of steps
 the machine's drift falls on all of them alike. A variant's figure is the median, over its blocks,
 of its step time divided by that of the bare loop's blocks before and after it.
 
-    python -m benchmarks.overhead [--quick] [--only small,mini,large,growth] [--json FILE]
+    python -m benchmarks.overhead [--quick] [--only small,mini,large,growth,parts] [--json FILE]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.variants import VARIANTS, prepare, resident
+from benchmarks.variants import BESIDE_DEFAULTS, VARIANTS, prepare, resident
 
 THREADS = 2
 PEERS = ("hooks with .item()", "wandb.watch", "trainscope")
@@ -82,8 +82,10 @@ class Runner:
         self._process.join()
 
 
-def compare(model: str, variants: Sequence[str], *, steps: int, blocks: int) -> dict[str, Any]:
-    """Ratios of step times to the bare loop's, by variant: median, quartiles; and milliseconds."""
+def compare(
+    model: str, variants: Sequence[str], *, steps: int, blocks: int, base: str = "bare"
+) -> dict[str, Any]:
+    """Ratios of step times to those of `base`, by variant: median, quartiles; and milliseconds."""
     runners: dict[str, Runner] = {}
     skipped: dict[str, str] = {}
     for variant in variants:
@@ -96,17 +98,20 @@ def compare(model: str, variants: Sequence[str], *, steps: int, blocks: int) -> 
     try:
         for runner in runners.values():
             runner.block(WARM_UP)
-        others = [name for name in runners if name != "bare"]
-        bare: list[float] = [runners["bare"].block(steps)]
+        others = [name for name in runners if name != base]
+        bare: list[float] = [runners[base].block(steps)]
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
         for turn in range(blocks):
             # Another order each time: nobody always follows the same neighbour.
             for name in others[turn % len(others) :] + others[: turn % len(others)]:
                 taken = runners[name].block(steps)
-                bare.append(runners["bare"].block(steps))
+                bare.append(runners[base].block(steps))
                 found[name].append((taken, taken / ((bare[-2] + bare[-1]) / 2)))
-        base = statistics.median(bare)
-        result: dict[str, Any] = {"bare_ms": base * 1e3, "skipped": skipped, "variants": {}}
+        result: dict[str, Any] = {
+            "bare_ms": statistics.median(bare) * 1e3,
+            "skipped": skipped,
+            "variants": {},
+        }
         for name, pairs in found.items():
             ratios = sorted(ratio for _, ratio in pairs)
             quartiles = statistics.quantiles(ratios, n=4)
@@ -114,7 +119,7 @@ def compare(model: str, variants: Sequence[str], *, steps: int, blocks: int) -> 
                 "ratio": statistics.median(ratios),
                 "quartiles": [quartiles[0], quartiles[2]],
                 "ms": statistics.median(taken for taken, _ in pairs) * 1e3,
-                "memory_mb": (runners[name].resident - runners["bare"].resident) / 2**20,
+                "memory_mb": (runners[name].resident - runners[base].resident) / 2**20,
             }
         return result
     finally:
@@ -146,6 +151,16 @@ def growth(*, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def beside_defaults(*, quick: bool) -> dict[str, Any]:
+    """What single parts add to a trace: ratios of the defaults with and without them."""
+    variants = ("gradtrace, defaults", *BESIDE_DEFAULTS)
+    blocks = 10 if quick else 60
+    return {
+        model: compare(model, variants, steps=steps, blocks=blocks, base=variants[0])
+        for model, steps in (("small", 40), ("mini", 4))
+    }
+
+
 COMPARISONS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
     "small": ("GPT, 0.12M parameters, 128 tokens", tuple(VARIANTS), 20, 24),
     "mini": ("GPT, 3.3M parameters, 1,024 tokens", tuple(VARIANTS), 3, 16),
@@ -157,12 +172,14 @@ COMPARISONS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown, for the README."""
     names = [name for name in COMPARISONS if name in results]
-    lines = ["| ratio to the bare loop | " + " | ".join(COMPARISONS[n][0] for n in names) + " |"]
-    lines.append("|---|" + "---|" * len(names))
-    lines.append(
-        "| bare loop, ms a step | " + _cells(f"{results[n]['bare_ms']:.1f}" for n in names)
-    )
-    for variant in list(VARIANTS)[1:]:
+    lines: list[str] = []
+    if names:
+        lines.append("| ratio to the bare loop | " + _cells(COMPARISONS[n][0] for n in names))
+        lines.append("|---|" + "---|" * len(names))
+        lines.append(
+            "| bare loop, ms a step | " + _cells(f"{results[n]['bare_ms']:.1f}" for n in names)
+        )
+    for variant in list(VARIANTS)[1:] if names else ():
         cells = []
         for name in names:
             found = results[name]["variants"].get(variant)
@@ -177,6 +194,11 @@ def table(results: dict[str, Any]) -> str:
             f"| {row['model']} | {row['ratio']:.3f} | {row['us_per_tensor']:.1f} | "
             f"{row['ns_per_value']:.2f} | {row['memory_mb']:.0f} MB |"
         )
+    for model, result in results.get("parts", {}).items():
+        lines += ["", f"| ratio to the defaults, {COMPARISONS[model][0]} | |", "|---|---|"]
+        for variant, found in result["variants"].items():
+            low, high = found["quartiles"]
+            lines.append(f"| {variant} | {found['ratio']:.3f} ({low:.3f}-{high:.3f}) |")
     return "\n".join(lines)
 
 
@@ -202,7 +224,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="comparisons, separated by commas")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"))
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else [*COMPARISONS, "growth"]
+    wanted = options.only.split(",") if options.only else [*COMPARISONS, "growth", "parts"]
     if options.quick and not options.only:
         wanted.remove("large")
     results: dict[str, Any] = {
@@ -215,6 +237,8 @@ def main() -> None:
         print(f"{name} ...", flush=True)
         if name == "growth":
             results[name] = growth(quick=options.quick)
+        elif name == "parts":
+            results[name] = beside_defaults(quick=options.quick)
         else:
             _, variants, steps, blocks = COMPARISONS[name]
             results[name] = compare(

@@ -31,6 +31,18 @@ def defaults(loop: Loop) -> None:
     _traced(loop)
 
 
+def _beside_defaults(loop: Loop, **options: Any) -> None:
+    from gradtrace import gradtrace
+
+    directory = tempfile.mkdtemp(prefix="gradtrace-bench-")
+    gradtrace(loop.model, directory=directory, **options).start()
+
+
+def without_spikes(loop: Loop) -> None:
+    """The defaults without spike detection."""
+    _beside_defaults(loop, spikes=None)
+
+
 def everything(loop: Loop) -> None:
     """Gradients, weights, updates, activations and signals on every step."""
     _traced(loop, activations=1, updates=1)
@@ -102,6 +114,13 @@ VARIANTS: dict[str, Callable[[Loop], None]] = {
 }
 
 
+BESIDE_DEFAULTS: dict[str, Callable[[Loop], None]] = {
+    "defaults again": defaults,
+    "without spike detection": without_spikes,
+}
+"""What is compared with the defaults, not with the bare loop."""
+
+
 def resident() -> int:
     """Bytes of memory this process holds."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -112,5 +131,5 @@ def prepare(model_name: str, variant: str, threads: int) -> Loop:
     """One training loop with one variant around it."""
     torch.set_num_threads(threads)
     loop = build(model_name)
-    VARIANTS[variant](loop)
+    (VARIANTS | BESIDE_DEFAULTS)[variant](loop)
     return loop
