@@ -53,6 +53,8 @@ SHORT_SHARE = 0.6
 CAUTION = 1.2
 NEAREST = math.log(1.42)
 """The least distance: no spike is closer than this to the largest recent value."""
+RENEW = 5
+"""Values after which the quantiles of the surprises are found anew; each one at the start."""
 SETTLED = 64
 """Values after which the surprises alone may raise an alarm."""
 FAR = math.log(1.5)
@@ -180,7 +182,7 @@ class Baseline:
         self._level += surprise * max(2 / (SPAN + 1), 1 / self._count)
         self._peaks[place] = z
         self._short.append(z)
-        if self._count >= rule.warmup:
+        if self._count >= rule.warmup and (self._count < PEAK or self._count % RENEW == 0):
             self._find_quantiles()
 
     def _leave_out_lonely(self) -> None:
@@ -243,11 +245,12 @@ class Baseline:
         return {
             "fed": self._fed,
             "count": self._count,
-            "level": None if math.isnan(self._level) else self._level,
-            "peaks": [None if z == -math.inf else z for z in self._peaks.tolist()],
-            "peak": None if self._peak == -math.inf else self._peak,
+            "level": _or_none(self._level),
+            "peaks": [_or_none(z) for z in self._peaks.tolist()],
+            "peak": _or_none(self._peak),
             "short": list(self._short),
             "surprises": self._surprises[: min(self._count, self._rule.window)].tolist(),
+            "quantiles": [_or_none(self._quantile), _or_none(self._rare)],
             "records": list(self._records),
             "short_records": list(self._short_records),
             "outside": list(self._outside),
@@ -274,8 +277,13 @@ class Baseline:
         self._short_records = [float(x) for x in state["short_records"]]
         self._outside = [float(z) for z in state["outside"]]
         self._first = [float(z) for z in state["first"]]
-        if count >= self._rule.warmup:
-            self._find_quantiles()
+        self._quantile, self._rare = [
+            math.inf if z is None else float(z) for z in state["quantiles"]
+        ]
+
+
+def _or_none(z: float) -> float | None:
+    return z if math.isfinite(z) else None
 
 
 def _median(values: Array) -> float:
