@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradtrace.exporters.console import ConsoleExporter
+    from gradtrace.exporters.mlflow import MLflowExporter
 
-__all__ = ["ConsoleExporter"]
+__all__ = ["ConsoleExporter", "MLflowExporter"]
 
-_MODULES = {"ConsoleExporter": "gradtrace.exporters.console"}
+_MODULES = {
+    "ConsoleExporter": "gradtrace.exporters.console",
+    "MLflowExporter": "gradtrace.exporters.mlflow",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,16 +25,18 @@ def deliver(
     info: RunInfo,
     exporter: Exporter,
     *,
+    name: str | None = None,
     again: bool = False,
     tries: int = 4,
     pause: Callable[[float], None] = time.sleep,
 ) -> Delivered:
     """Sends everything after the exporter's cursor, in the caller's thread.
 
+    `name` is the exporter's name in its trace, where two of a kind are told apart ("mlflow-2").
     `again` starts from the beginning. Each batch is tried `tries` times with growing pauses; the
     last error is raised, and the cursor stands where it got to, so a later call goes on there.
     """
-    cursor = Cursor(info.path, exporter.name)
+    cursor = Cursor(info.path, name or exporter.name)
     position = Position() if again else cursor.load()
     exporter.open(info)
     steps = events = 0

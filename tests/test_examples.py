@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import MlflowServer, is_missing
 
 from gradtrace import SkippedStep, Trace
 
@@ -80,6 +81,29 @@ def test_llm_spikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert second.spikes == [] and len(second.steps) > 200
     assert "without them: 0 spikes" in capsys.readouterr().out
     assert list((tmp_path / "spikes").glob("spike-*.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(is_missing(), reason="the mlflow server is not installed")
+def test_compare_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three runs stand side by side in one experiment, each with its rate and every step's loss."""
+    from mlflow import MlflowClient
+
+    server = MlflowServer(tmp_path)
+    server.start()
+    try:
+        runs = main_of("compare_mlflow")(server.url, steps=60, directory=str(tmp_path / "runs"))
+        client = MlflowClient(server.url)
+        found = [client.get_run(id_) for id_ in runs.values()]
+        assert len({run.info.run_id for run in found}) == 3
+        assert len({run.info.experiment_id for run in found}) == 1
+        assert [run.data.params["lr"] for run in found] == ["0.01", "0.1", "1.0"]
+        for run in found:
+            assert run.info.status == "FINISHED" and "gradtrace/grad_norm/p95" in run.data.metrics
+            assert len(client.get_metric_history(run.info.run_id, "gradtrace/loss")) == 60
+    finally:
+        server.kill()
+    assert "lr 0.1: loss" in capsys.readouterr().out
 
 
 def test_every_example_is_tested() -> None:
