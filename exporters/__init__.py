@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradtrace.exporters.console import ConsoleExporter
     from gradtrace.exporters.mlflow import MLflowExporter
+    from gradtrace.exporters.wandb import WandbExporter
 
-__all__ = ["ConsoleExporter", "MLflowExporter"]
+__all__ = ["ConsoleExporter", "MLflowExporter", "WandbExporter"]
 
 _MODULES = {
     "ConsoleExporter": "gradtrace.exporters.console",
     "MLflowExporter": "gradtrace.exporters.mlflow",
+    "WandbExporter": "gradtrace.exporters.wandb",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from mlflow_server import MlflowServer, is_missing
+from wandb_file import File
 
 from gradtrace import SkippedStep, Trace
 
@@ -104,6 +105,23 @@ def test_compare_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     finally:
         server.kill()
     assert "lr 0.1: loss" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_compare_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three offline runs stand in one group, each with its rate and every step's loss."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folders = main_of("compare_wandb")(str(tmp_path), steps=60)
+    wandb.teardown()
+    assert len(set(folders.values())) == 3
+    for rate, folder in folders.items():
+        [path] = folder.glob("*.wandb")
+        file = File(path)
+        assert file.run["run_group"] == "learning rates" and file.config["lr"] == rate
+        assert sorted(file.steps) == list(range(60))
+        assert "gradtrace/grad_norm/p95" in file.summary
 
 
 def test_every_example_is_tested() -> None:
