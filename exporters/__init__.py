@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradtrace.exporters.console import ConsoleExporter
     from gradtrace.exporters.mlflow import MLflowExporter
+    from gradtrace.exporters.prometheus import PrometheusExporter
     from gradtrace.exporters.wandb import WandbExporter
 
-__all__ = ["ConsoleExporter", "MLflowExporter", "WandbExporter"]
+__all__ = ["ConsoleExporter", "MLflowExporter", "PrometheusExporter", "WandbExporter"]
 
 _MODULES = {
     "ConsoleExporter": "gradtrace.exporters.console",
     "MLflowExporter": "gradtrace.exporters.mlflow",
+    "PrometheusExporter": "gradtrace.exporters.prometheus",
     "WandbExporter": "gradtrace.exporters.wandb",
 }
 

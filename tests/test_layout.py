@@ -59,6 +59,7 @@ ALLOWED = {
     ),
     "gradtrace.summary": ("gradtrace.records", "gradtrace.runlog"),
     "gradtrace.report": ("gradtrace.records", "gradtrace.runlog", "gradtrace.summary"),
+    "gradtrace.monitoring": (),
     "gradtrace.nested": (),
     "gradtrace.attribution": ("gradtrace.records", "gradtrace.nested"),
     "gradtrace.suspects": ("gradtrace.records", "gradtrace.nested", "gradtrace.attribution"),
@@ -109,6 +110,7 @@ WITHOUT_TORCH = (
 )
 
 OPTIONAL = (
+    "grafana_foundation_sdk",
     "matplotlib",
     "mlflow",
     "opentelemetry",
@@ -323,6 +325,7 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
         expected = f"{stem}/__init__.py" if path.name == "__init__.py" else f"{stem}.py"
         assert expected in names
     assert "gradtrace/py.typed" in names
+    assert "gradtrace/monitoring/templates/dashboard.json" in names
     assert "gradtrace/exporters/console.py" in names
     assert not [name for name in names if name.startswith(("tests/", "exporters/", "examples/"))]
 

@@ -54,6 +54,17 @@ if ! "$python" -c 'import os, sysconfig as s; open(os.path.join(s.get_path("incl
     apt_install python3-dev || echo "gradtrace: no Python.h, so torch.compile is not tested" >&2
 fi
 
+# Exporters and alerts are tested against the real servers; those tests are skipped without, but not
+# in CI.
+missing=""
+for package in prometheus prometheus-alertmanager prometheus-pushgateway; do
+    command -v "$package" >/dev/null || missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+    # shellcheck disable=SC2086 # a list of words
+    apt_install $missing || echo "gradtrace: no$missing, so exporters are not tested against them" >&2
+fi
+
 if ! recent_enough "$venv/bin/python"; then
     "$python" -m venv --clear "$venv"
 fi
