@@ -4,28 +4,34 @@ The processes of a comparison live side by side and take turns, a block of steps
 the machine's drift falls on all of them alike. A variant's figure is the median, over its blocks,
 of its step time divided by that of the bare loop's blocks before and after it.
 
-    python -m benchmarks.overhead [--quick] [--only small,mini,large,growth,parts] [--json FILE]
+    python -m benchmarks.overhead [--quick] [--only small,mini,...] [--json FILE]
+
+Comparisons: small, mini, large, growth, parts, exporters.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.variants import BESIDE_DEFAULTS, VARIANTS, prepare, resident
+from benchmarks import backends
+from benchmarks.variants import BESIDE_DEFAULTS, VARIANTS, WITH_EXPORTERS, prepare, resident
 
 THREADS = 2
 PEERS = ("hooks with .item()", "wandb.watch", "trainscope")
+PARTS = tuple(BESIDE_DEFAULTS)
+SINKS = tuple(WITH_EXPORTERS)
 OURS = tuple(name for name in VARIANTS if name.startswith("gradtrace"))
 WARM_UP = 15
 """Steps before the clock starts: gradtrace measures everything on the first ten."""
@@ -36,16 +42,26 @@ def child(pipe: Connection, model: str, variant: str) -> None:
     try:
         loop = prepare(model, variant, THREADS)
     except Exception as error:
+        backends.stop()
         pipe.send(f"{type(error).__name__}: {error}")
         return
     pipe.send("")
+    try:
+        serve(pipe, loop)
+    finally:
+        backends.stop()
+
+
+def serve(pipe: Connection, loop: Callable[[], None]) -> None:
+    """Answers until it is told to end."""
     while (steps := pipe.recv()) is not None:
         times = []
+        cpu = time.process_time()
         for _ in range(steps):
             start = time.perf_counter()
             loop()
             times.append(time.perf_counter() - start)
-        pipe.send((times, resident()))
+        pipe.send((times, (time.process_time() - cpu) / steps, resident()))
 
 
 class Runner:
@@ -60,6 +76,7 @@ class Runner:
         theirs.close()
         self.problem: str = self._receive()
         self.resident = 0
+        self.cpu: list[float] = []
 
     def _receive(self) -> Any:
         try:
@@ -73,11 +90,15 @@ class Runner:
         answer = self._receive()
         if isinstance(answer, str):
             raise RuntimeError(f"{self.variant}: {answer}")
-        times, self.resident = answer
+        times, cpu, self.resident = answer
+        self.cpu.append(cpu)
         return float(statistics.median(times))
 
     def stop(self) -> None:
-        """Ends the process."""
+        """Ends the process, and with it the servers it has started."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(10)
         self._process.kill()
         self._process.join()
 
@@ -119,12 +140,18 @@ def compare(
                 "ratio": statistics.median(ratios),
                 "quartiles": [quartiles[0], quartiles[2]],
                 "ms": statistics.median(taken for taken, _ in pairs) * 1e3,
+                "cpu_ms": (_cpu(runners[name]) - _cpu(runners[base])) * 1e3,
                 "memory_mb": (runners[name].resident - runners[base].resident) / 2**20,
             }
         return result
     finally:
         for runner in runners.values():
             runner.stop()
+
+
+def _cpu(runner: Runner) -> float:
+    """Seconds of processor time a step, of all threads, without the warm-up."""
+    return statistics.median(runner.cpu[1:])
 
 
 def growth(*, quick: bool) -> list[dict[str, Any]]:
@@ -151,13 +178,16 @@ def growth(*, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def beside_defaults(*, quick: bool) -> dict[str, Any]:
-    """What single parts add to a trace: ratios of the defaults with and without them."""
-    variants = ("gradtrace, defaults", *BESIDE_DEFAULTS)
-    blocks = 10 if quick else 60
+def beside_defaults(variants: Sequence[str], *, quick: bool) -> dict[str, Any]:
+    """What parts add to a trace: ratios of the defaults with or without them to the defaults."""
+    models = {"small": 40, "mini": 4} if variants == PARTS else {"layers-100": 40, "layers-1000": 8}
+    if variants == SINKS:
+        models["mini"] = 4
+    blocks = 6 if quick else 24
+    base = "gradtrace, defaults"
     return {
-        model: compare(model, variants, steps=steps, blocks=blocks, base=variants[0])
-        for model, steps in (("small", 40), ("mini", 4))
+        model: compare(model, (base, *variants), steps=steps, blocks=blocks, base=base)
+        for model, steps in models.items()
     }
 
 
@@ -194,11 +224,20 @@ def table(results: dict[str, Any]) -> str:
             f"| {row['model']} | {row['ratio']:.3f} | {row['us_per_tensor']:.1f} | "
             f"{row['ns_per_value']:.2f} | {row['memory_mb']:.0f} MB |"
         )
-    for model, result in results.get("parts", {}).items():
-        lines += ["", f"| ratio to the defaults, {COMPARISONS[model][0]} | |", "|---|---|"]
-        for variant, found in result["variants"].items():
-            low, high = found["quartiles"]
-            lines.append(f"| {variant} | {found['ratio']:.3f} ({low:.3f}-{high:.3f}) |")
+    for part in ("parts", "exporters"):
+        for model, result in results.get(part, {}).items():
+            title = COMPARISONS[model][0] if model in COMPARISONS else model.replace("-", " of ")
+            lines += [
+                "",
+                f"| beside the defaults, {title} | ratio | CPU, ms a step |",
+                "|---|---|---|",
+            ]
+            for variant, found in result["variants"].items():
+                low, high = found["quartiles"]
+                lines.append(
+                    f"| {variant} | {found['ratio']:.3f} ({low:.3f}-{high:.3f}) | "
+                    f"{found.get('cpu_ms', 0.0):+.2f} |"
+                )
     return "\n".join(lines)
 
 
@@ -224,7 +263,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="comparisons, separated by commas")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"))
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else [*COMPARISONS, "growth", "parts"]
+    wanted = (
+        options.only.split(",") if options.only else [*COMPARISONS, "growth", "parts", "exporters"]
+    )
     if options.quick and not options.only:
         wanted.remove("large")
     results: dict[str, Any] = {
@@ -237,8 +278,12 @@ def main() -> None:
         print(f"{name} ...", flush=True)
         if name == "growth":
             results[name] = growth(quick=options.quick)
-        elif name == "parts":
-            results[name] = beside_defaults(quick=options.quick)
+        elif name in ("parts", "exporters"):
+            variants = PARTS if name == "parts" else SINKS
+            results[name] = beside_defaults(variants, quick=options.quick)
+            for model, found in results[name].items():
+                for variant, problem in found["skipped"].items():
+                    print(f"  {model}: left out: {variant}: {problem}")
         else:
             _, variants, steps, blocks = COMPARISONS[name]
             results[name] = compare(

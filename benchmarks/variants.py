@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import backends
 from benchmarks.models import Loop, build
 
 
@@ -121,6 +122,21 @@ BESIDE_DEFAULTS: dict[str, Callable[[Loop], None]] = {
 """What is compared with the defaults, not with the bare loop."""
 
 
+def _exporters(*names: str) -> Callable[[Loop], None]:
+    def traced(loop: Loop) -> None:
+        _beside_defaults(loop, exporters=[backends.exporter(name) for name in names])
+
+    return traced
+
+
+WITH_EXPORTERS: dict[str, Callable[[Loop], None]] = {
+    "defaults again": defaults,
+    **{name: _exporters(name) for name in backends.NAMES},
+    "all exporters": _exporters(*backends.NAMES),
+}
+"""Exporters, each with its real backend on this machine; compared with the defaults, too."""
+
+
 def resident() -> int:
     """Bytes of memory this process holds."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -131,5 +147,5 @@ def prepare(model_name: str, variant: str, threads: int) -> Loop:
     """One training loop with one variant around it."""
     torch.set_num_threads(threads)
     loop = build(model_name)
-    (VARIANTS | BESIDE_DEFAULTS)[variant](loop)
+    (VARIANTS | BESIDE_DEFAULTS | WITH_EXPORTERS)[variant](loop)
     return loop

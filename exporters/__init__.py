@@ -8,15 +8,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradtrace.exporters.console import ConsoleExporter
     from gradtrace.exporters.mlflow import MLflowExporter
+    from gradtrace.exporters.openmetrics import OpenMetricsExporter
+    from gradtrace.exporters.opentelemetry import OpenTelemetryExporter
     from gradtrace.exporters.prometheus import PrometheusExporter
+    from gradtrace.exporters.tensorboard import TensorBoardExporter
     from gradtrace.exporters.wandb import WandbExporter
 
-__all__ = ["ConsoleExporter", "MLflowExporter", "PrometheusExporter", "WandbExporter"]
+__all__ = [
+    "ConsoleExporter",
+    "MLflowExporter",
+    "OpenMetricsExporter",
+    "OpenTelemetryExporter",
+    "PrometheusExporter",
+    "TensorBoardExporter",
+    "WandbExporter",
+]
 
 _MODULES = {
     "ConsoleExporter": "gradtrace.exporters.console",
     "MLflowExporter": "gradtrace.exporters.mlflow",
+    "OpenMetricsExporter": "gradtrace.exporters.openmetrics",
+    "OpenTelemetryExporter": "gradtrace.exporters.opentelemetry",
     "PrometheusExporter": "gradtrace.exporters.prometheus",
+    "TensorBoardExporter": "gradtrace.exporters.tensorboard",
     "WandbExporter": "gradtrace.exporters.wandb",
 }
 

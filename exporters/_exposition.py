@@ -15,28 +15,32 @@ from gradtrace.metrics import Metric
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
+class Labels:
+    """Names and values, and the same as text: in braces, escaped; empty for none."""
+
+    __slots__ = ("pairs", "text")
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self.pairs = tuple(pairs)
+        text = ",".join(f'{name}="{escaped(value)}"' for name, value in self.pairs)
+        self.text = f"{{{text}}}" if text else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Exemplar:
     """What a counter's newest increase was about; `time` in unix seconds."""
 
-    labels: str
+    labels: Labels
     value: float
     time: float
 
     def __str__(self) -> str:
-        return f" # {self.labels} {number(self.value)} {self.time:.3f}"
+        return f" # {self.labels.text} {number(self.value)} {self.time:.3f}"
 
 
-Sample = tuple[str, float, Exemplar | None]
-"""Labels as text, value, exemplar."""
+Sample = tuple[Labels, float, Exemplar | None]
 
 Family = tuple[Metric, Sequence[Sample]]
-
-
-def label_text(labels: Iterable[tuple[str, str]]) -> str:
-    """Labels in braces, their values escaped; the empty text for none."""
-    pairs = ",".join(f'{name}="{escaped(value)}"' for name, value in labels)
-    return f"{{{pairs}}}" if pairs else ""
 
 
 def escaped(text: str) -> str:
@@ -71,11 +75,9 @@ def head(metric: Metric, *, openmetrics: bool) -> tuple[str, str]:
 
 def _lines(name: str, samples: Sequence[Sample], openmetrics: bool) -> Iterable[str]:
     # Layers may be thousands, and are plain floats: those take the short way.
-    if len(samples) > 32 and all(
-        exemplar is None and isfinite(value) for _, value, exemplar in samples
-    ):
-        return [f"{name}{labels} {value!r}" for labels, value, _ in samples]
+    if len(samples) > 32 and all(exemplar is None and isfinite(v) for _, v, exemplar in samples):
+        return [f"{name}{labels.text} {value!r}" for labels, value, _ in samples]
     return [
-        f"{name}{labels} {number(value)}{exemplar if openmetrics and exemplar else ''}"
+        f"{name}{labels.text} {number(value)}{exemplar if openmetrics and exemplar else ''}"
         for labels, value, exemplar in samples
     ]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gradtrace.exporters._exposition import Exemplar, Family, Sample, label_text
+from gradtrace.exporters._exposition import Exemplar, Family, Labels, Sample
 from gradtrace.layerseries import METRICS as LAYER_METRICS
 from gradtrace.layerseries import Layers, LayerSeries
 from gradtrace.metrics import METRICS, Totals
@@ -35,17 +35,19 @@ class RunSamples:
     """Takes records in; gives the run's samples as they are now. Not for two threads at once.
 
     `layers` as in `gradtrace.layerseries`. At most `max_series` series in all: layers beyond that
-    are left out, which is logged once. A value measured on some steps only stays until the next
-    one. Memory is bounded by `max_series`.
+    are left out, which is logged once. A layer's value that is measured on some steps only stays
+    until the next one, unless `keep` is False. Memory is bounded by the number of layers.
     """
 
-    def __init__(self, run: RunInfo, *, layers: Layers, max_series: int) -> None:
+    def __init__(self, run: RunInfo, *, layers: Layers, max_series: int, keep: bool = True) -> None:
         self._own = (("run", run.name), ("rank", str(run.rank)))
+        self._known: dict[tuple[tuple[str, str], ...], Labels] = {}
         self._max_series = max_series
+        self._keep = keep
         self._totals = Totals()
         self._layers = LayerSeries(layers, run.parameters)
         self._by_layer: dict[str, dict[str, float]] = {metric: {} for metric in LAYER_METRICS}
-        self._names: dict[str, dict[str, str]] = {metric: {} for metric in LAYER_METRICS}
+        self._names: dict[str, dict[str, Labels]] = {metric: {} for metric in LAYER_METRICS}
         self._counts: dict[str, float] = {}
         self._newest: dict[str, Exemplar] = {}
         self._spikes = {signal: _SpikeCount() for signal in SIGNALS}
@@ -108,6 +110,9 @@ class RunSamples:
 
     def _take_layers(self, record: StepRecord) -> None:
         update = self._layers.update(record)
+        if not self._keep:
+            for known in self._by_layer.values():
+                known.clear()
         if not update:
             return
         for known in self._by_layer.values():
@@ -165,13 +170,18 @@ class RunSamples:
         names, values = self._names[metric], self._by_layer[metric]
         if values.keys() != names.keys():
             self._names[metric] = names = {
-                layer: names.get(layer) or self._labels(layer=layer) for layer in values
+                layer: names.get(layer) or Labels((*self._own, ("layer", layer)))
+                for layer in values
             }
         samples: list[Sample] = [(names[layer], value, None) for layer, value in values.items()]
         return samples[:most]
 
-    def _labels(self, **more: str) -> str:
-        return label_text((*self._own, *more.items()))
+    def _labels(self, **more: str) -> Labels:
+        key = tuple(more.items())
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = Labels((*self._own, *key))
+        return found
 
 
 def spike_batch(spike: Spike) -> int | None:
@@ -184,4 +194,4 @@ def spike_batch(spike: Spike) -> int | None:
 
 def _exemplar(step: int, batch: int | None, time: float) -> Exemplar:
     labels = {"step": str(step)} | ({} if batch is None else {"batch_index": str(batch)})
-    return Exemplar(label_text(tuple(labels.items())), 1.0, time)
+    return Exemplar(Labels(labels.items()), 1.0, time)

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from gradtrace.exporters._curves import Curves
 from gradtrace.exporters._environment import Environment
 from gradtrace.exporters._keys import clean_key, flat_params
+from gradtrace.exporters._retry import Unsent
 from gradtrace.keyvalues import RunTotals, StepValues
 from gradtrace.layerseries import Layers, check_layers
 from gradtrace.records import Record, RunInfo, StepRecord
@@ -114,7 +115,7 @@ class MLflowExporter:
         self._totals = RunTotals()
         self._curves = Curves()
         self._params = flat_params(run.config)
-        self._batch: _Batch | None = None
+        self._batch: Unsent[tuple[str, float, int, int]] | None = None
         self._last: StepRecord | None = None
         self._ready = False
         self._opened = True
@@ -145,7 +146,7 @@ class MLflowExporter:
         Called again with the same records it goes on behind the last batch the server took.
         """
         if self._batch is None or not self._batch.holds(records):
-            self._batch = _Batch(records, [row for r in records for row in self._rows(r)])
+            self._batch = Unsent(records, [row for r in records for row in self._rows(r)])
         if self._batch.rows:
             self._connect()
         while self._batch.rows:
@@ -349,20 +350,6 @@ class MLflowExporter:
                 f"run {self._run.name!r} was sent to {before!r}, and no tracking server is set "
                 "now: set MLFLOW_TRACKING_URI to that or to another one"
             )
-
-
-class _Batch:
-    """The rows of some records that the server has not taken yet."""
-
-    def __init__(self, records: Sequence[Record], rows: list[tuple[str, float, int, int]]) -> None:
-        self._records = list(records)
-        self.rows = rows
-
-    def holds(self, records: Sequence[Record]) -> bool:
-        """Whether these are the very records."""
-        return len(records) == len(self._records) and all(
-            mine is theirs for mine, theirs in zip(self._records, records, strict=True)
-        )
 
 
 # Per process by nature, as the environment is.

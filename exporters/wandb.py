@@ -21,6 +21,7 @@ from typing import Any
 
 from gradtrace.exporters import _wandb_core as core
 from gradtrace.exporters._keys import clean_key
+from gradtrace.exporters._retry import is_same
 from gradtrace.keyvalues import PREFIX, RunTotals, StepValues
 from gradtrace.layerseries import Layers, check_layers
 from gradtrace.records import Record, RunInfo, Spike, StepRecord
@@ -186,7 +187,7 @@ class WandbExporter:
 
         Called again with the same records it goes on behind the last one that was taken.
         """
-        if not self._holds(records):
+        if not is_same(self._batch, records):
             self._batch = list(records)
             for record in records:
                 self._rows.extend(self._take(record))
@@ -226,14 +227,6 @@ class WandbExporter:
 
     # -- records ---
 
-    def _holds(self, records: Sequence[Record]) -> bool:
-        """Whether these are the very records of an export that failed."""
-        return (
-            bool(self._batch)
-            and len(records) == len(self._batch)
-            and all(mine is theirs for mine, theirs in zip(self._batch, records, strict=True))
-        )
-
     def _take(self, record: Record) -> list[dict[str, float]]:
         values = self._values.update(record)
         self._totals.update(record)
@@ -244,7 +237,7 @@ class WandbExporter:
         if not isinstance(record, StepRecord) or values is None:
             return []
         self._last = record
-        return [{clean_key(key): v for key, v in values.items() if _is_told(key, v)}]
+        return [{clean_key(key): value for key, value in values.items()}]
 
     def _deliver(self) -> None:
         """Sends, and if the run is lost on the way, once more: the trace may be about to end."""
@@ -455,12 +448,6 @@ class WandbExporter:
     def _on_exit(self) -> None:
         if not self._idle.wait(EXIT_WITHIN):
             core.call_off_exit(self._wandb)
-
-
-def _is_told(key: str, value: float) -> bool:
-    """NaN is a value of a loss or a norm; elsewhere it says that there is none."""
-    told = (PREFIX + "loss", PREFIX + "grad_norm")
-    return not math.isnan(value) or key in told or key.startswith(PREFIX + "logged/")
 
 
 def _is_fresh(spike: Spike) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,9 @@ from rich.console import Console
 from gradtrace.badbatches import find_bad
 from gradtrace.delivery import deliver
 from gradtrace.detect.spikes import latest_spikes
-from gradtrace.exporter import resolve_exporters
+from gradtrace.exporter import Exporter, resolve_exporters
+from gradtrace.exporters import OpenMetricsExporter, TensorBoardExporter
+from gradtrace.monitoring import TARGET, write_monitoring
 from gradtrace.records import RunInfo
 from gradtrace.report import LAYERS, print_runs, print_summary
 from gradtrace.runlog import Backlog, Run, list_runs, load_run
@@ -21,6 +25,8 @@ from gradtrace.summary import summarize
 from gradtrace.suspects import read_suspects
 
 RUNS = Path("gradtrace-runs")
+OPENMETRICS = "openmetrics"
+TENSORBOARD = "tensorboard"
 
 app = typer.Typer(
     help="Looks at training runs that gradtrace recorded.",
@@ -154,25 +160,70 @@ def bad_batches(
 @app.command()
 def send(
     run: RunArgument,
-    to: Annotated[str, typer.Option(metavar="NAME", help="An installed exporter's name.")],
+    to: Annotated[
+        str, typer.Option(metavar="NAME", help="An installed exporter's name, or openmetrics.")
+    ],
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PATH]",
+            help="The file for --to openmetrics, or the log directory for --to tensorboard.",
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Send all of it once more.")] = False,
 ) -> None:
-    """Deliver to an exporter what a finished or killed run still owes it."""
+    """Deliver to an exporter what a finished or killed run still owes it.
+
+    --to openmetrics FILE writes all of the run, whether delivered or not, as a file for
+    `promtool tsdb create-blocks-from openmetrics`.
+    """
     found = _load(run)
     if found.status == "running":
         raise typer.BadParameter(
             f"{run!r} is still running and delivers its records itself: wait for its end",
             param_hint="RUN",
         )
+    exporter = _exporter(to, path)
+    info = _info(found)
+    if to == OPENMETRICS:
+        # A file is written whole each time, and where the run directory cannot be written to.
+        info = dataclasses.replace(info, path=None)
     try:
-        [exporter] = resolve_exporters([to])
-    except (ImportError, TypeError, ValueError) as error:
-        raise typer.BadParameter(str(error), param_hint="--to") from error
-    try:
-        sent = deliver(Backlog(found.path), _info(found), exporter, again=again)
+        sent = deliver(Backlog(found.path), info, exporter, name=to, again=again)
     except Exception as error:  # the exporter's own, of any kind
         raise _failed(f"{to} failed: {type(error).__name__}: {error}") from error
     typer.echo(f"{sent.steps:,} steps and {sent.events:,} events delivered to {to}")
+
+
+monitoring_app = typer.Typer(
+    help="Prometheus, Alertmanager and Grafana, ready to start.", no_args_is_help=True
+)
+app.add_typer(monitoring_app, name="monitoring")
+
+
+@monitoring_app.command("init")
+def monitoring_init(
+    directory: Annotated[Path, typer.Argument(help="The folder to write; made if missing.")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where a PrometheusExporter listens, as Prometheus reaches it; may be repeated.",
+            show_default=TARGET,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+) -> None:
+    """Write alert rules, a dashboard, and a docker-compose.yml that starts all of it."""
+    try:
+        written = write_monitoring(directory, targets=target or [TARGET], force=force)
+    except (OSError, ValueError) as error:
+        raise _failed(str(error)) from error
+    for path in written:
+        typer.echo(f"written: {path}")
+    typer.echo(
+        f"start it with: docker compose --project-directory {shlex.quote(str(directory))} up"
+    )
 
 
 def main() -> None:
@@ -199,6 +250,27 @@ def _info(run: Run) -> RunInfo:
     names = {field.name for field in dataclasses.fields(RunInfo)}
     known: dict[str, Any] = {"name": run.path.name, "started": 0.0} | run.info | {"path": run.path}
     return RunInfo(**{name: value for name, value in known.items() if name in names})
+
+
+def _exporter(name: str, path: Path | None) -> Exporter:
+    """The exporter of this name: "mlflow-2" is the second of two in a trace."""
+    kind = re.sub(r"-\d+$", "", name)
+    try:
+        if (kind == OPENMETRICS and path is None) or (
+            path is not None and kind not in (OPENMETRICS, TENSORBOARD)
+        ):
+            got = "no path" if path is None else f"the path {path}"
+            raise ValueError(
+                f"got --to {name} and {got}; expected --to openmetrics FILE, --to tensorboard DIR, "
+                "or another name alone"
+            )
+        if path is None:
+            [exporter] = resolve_exporters([kind])
+            return exporter
+        made = OpenMetricsExporter if kind == OPENMETRICS else TensorBoardExporter
+        return made(path)
+    except (ImportError, TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--to") from error
 
 
 def _failed(text: str) -> typer.Exit:

@@ -20,7 +20,8 @@ class StepValues:
     """The values of each step, from records fed in order. One thread, bounded memory.
 
     `layers` as in `gradtrace.layerseries`. `finite` leaves out NaN and Inf: the counts of
-    `nonfinite_steps` tell of them.
+    `nonfinite_steps` tell of them. Otherwise Inf is a value anywhere, and NaN one of the loss, the
+    gradient norm and what the user logged; elsewhere it says that nothing was measured.
     """
 
     def __init__(self, run: RunInfo, *, layers: Layers = 20, finite: bool = True) -> None:
@@ -42,8 +43,12 @@ class StepValues:
         return {
             PREFIX + key: float(value)
             for key, value in values.items()
-            if not self._finite or math.isfinite(value)
+            if math.isfinite(value) or (not self._finite and _is_told(key, value))
         }
+
+
+def _is_told(key: str, value: float) -> bool:
+    return not math.isnan(value) or key in ("loss", "grad_norm") or key.startswith("logged/")
 
 
 class RunTotals:

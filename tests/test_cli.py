@@ -98,6 +98,62 @@ def test_send_refuses_a_running_run(runs: Path) -> None:
     assert "still running" in text
 
 
+def test_send_to_tensorboard(runs: Path) -> None:
+    """`--to tensorboard` writes below the run, or to the log directory given."""
+    assert run("send", "small", "--to", "tensorboard")[0] == 0
+    assert list((runs / "small" / "tensorboard").glob("events.out.tfevents.*"))
+    code, text = run("send", "small", "--to", "tensorboard", "board", "--again")
+    assert code == 0 and "3 steps" in text
+    assert list(Path("board").glob("events.out.tfevents.*"))
+
+
+def test_send_to_a_file_for_prometheus(runs: Path) -> None:
+    """`--to openmetrics FILE` writes the whole run, each time, and stores no cursor."""
+    for _ in range(2):
+        code, text = run("send", "small", "--to", "openmetrics", "metrics.txt")
+        assert code == 0 and "3 steps and 0 events delivered to openmetrics" in text
+        lines = Path("metrics.txt").read_text().splitlines()
+        assert sum(line.startswith("gradtrace_loss{") for line in lines) == 3
+        assert lines[-1] == "# EOF"
+    assert not (runs / "small" / "cursors").exists()
+    code, text = run("send", "small", "--to", "openmetrics", "no/such/folder/metrics.txt")
+    assert code == 1 and "failed" in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [["openmetrics"], ["console", "file"], ["mlflow-2", "file"], ["nowhere"]]
+)
+def test_send_says_what_is_wrong(runs: Path, arguments: list[str]) -> None:
+    """A path that is missing or not wanted, and an unknown name, are usage errors."""
+    assert run("send", "small", "--to", *arguments)[0] == 2
+
+
+def test_send_to_the_second_of_a_kind(runs: Path) -> None:
+    """`console-2` is the second console of a trace: it has a cursor of its own."""
+    assert "3 steps" in run("send", "small", "--to", "console")[1]
+    assert (
+        "3 steps and 0 events delivered to console-2"
+        in run("send", "small", "--to", "console-2")[1]
+    )
+    assert "0 steps" in run("send", "small", "--to", "console-2")[1]
+
+
+def test_monitoring_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is written for the targets given, once; wrong targets and old files are told."""
+    monkeypatch.chdir(tmp_path)
+    code, text = run("monitoring", "init", "a b", "--target", "gpu1:9464", "--target", "gpu2:9465")
+    assert code == 0 and "docker compose --project-directory 'a b' up" in text
+    config = (tmp_path / "a b" / "prometheus.yml").read_text()
+    assert '"gpu1:9464", "gpu2:9465"' in config
+    code, text = run("monitoring", "init", "a b")
+    assert code == 1 and "prometheus.yml" in text and "--force" in text
+    assert (tmp_path / "a b" / "prometheus.yml").read_text() == config
+    assert run("monitoring", "init", "a b", "--force")[0] == 0
+    assert "host.docker.internal:9464" in (tmp_path / "a b" / "prometheus.yml").read_text()
+    code, text = run("monitoring", "init", "other", "--target", "http://gpu1")
+    assert code == 1 and "host:port" in text and not (tmp_path / "other").exists()
+
+
 def test_demo_command(runs: Path) -> None:
     """`gradtrace demo` trains, and shows a sample and the summary of the run."""
     code, text = run("demo", "--steps", "2", "--directory", str(runs))

@@ -1,0 +1,203 @@
+"""The run in TensorBoard: one event of scalars a step, and texts for what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gradtrace.exporters._crc32c import framed
+from gradtrace.exporters._keys import clean_key, flat_params
+from gradtrace.exporters._retry import Unsent
+from gradtrace.keyvalues import PREFIX, RunTotals, StepValues
+from gradtrace.layerseries import Layers, check_layers
+from gradtrace.records import Event, Record, RunInfo, StepRecord
+
+logger = logging.getLogger("gradtrace")
+
+_files = count()
+MAX_TEXT = 4000
+
+
+class TensorBoardExporter:
+    """Writes an event file to `directory`: the log directory of this run, as TensorBoard means it.
+
+    Without one it is `tensorboard` in the run directory, so `tensorboard --logdir gradtrace-runs`
+    compares all runs. Each step is one event with all its scalars, at the step's own time; events
+    of severity warning and error, and the hyper-parameters, are texts. The summary stands one step
+    behind the last. Ranks above 0 write to a folder `rankN` in it. `layers`: how many layers beside
+    the groups, or globs over their names. TensorBoard keeps scalars as float32, NaN and Inf too.
+
+    A file that gradtrace continues (`gradtrace send`) takes the place of what an earlier file has
+    of the same steps. A disk that refuses leaves the file as it was after the last whole step.
+
+    Raises ImportError where tensorboard is not installed, TypeError or ValueError for wrong
+    settings; `open` raises OSError where the folder cannot be written, ValueError where there is
+    neither a directory nor a run directory.
+    """
+
+    name = "tensorboard"
+
+    def __init__(
+        self, directory: str | os.PathLike[str] | None = None, *, layers: Layers = 20
+    ) -> None:
+        if directory is not None and (
+            not isinstance(directory, (str, os.PathLike)) or not os.fspath(directory)
+        ):
+            raise TypeError(
+                f"directory is {directory!r}; expected the path of a log directory: or leave it out"
+            )
+        try:
+            self._event: Any = import_module("tensorboard.compat.proto.event_pb2")
+            self._summary: Any = import_module("tensorboard.compat.proto.summary_pb2")
+        except ImportError as error:
+            raise ImportError(
+                f"TensorBoardExporter needs a package that is not installed ({error}): "
+                "pip install 'gradtrace[tensorboard]'",
+                name=error.name,
+            ) from error
+        self._directory = None if directory is None else Path(directory)
+        self._layers = check_layers(layers)
+        self._file: BinaryIO | None = None
+        self._path: Path | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The event file; None until the trace starts. Any thread."""
+        return self._path
+
+    def open(self, run: RunInfo) -> None:
+        """Makes the file. Raises OSError where that fails."""
+        self._run = run
+        self._values = StepValues(run, layers=self._layers, finite=False)
+        self._totals = RunTotals()
+        self._unsent: Unsent[Any] | None = None
+        self._last: StepRecord | None = None
+        self._begun = False
+        folder = self._folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_files)}"
+        self._path = folder / f"events.out.tfevents.{name}.gradtrace"
+        # Unbuffered, so that what was written and what was not is known.
+        self._file = self._path.open("xb", buffering=0)
+        self._good = 0
+        self._write([self._event.Event(wall_time=time.time(), file_version="brain.Event:2")])
+
+    def export(self, records: Sequence[Record]) -> None:
+        """Writes the records, all or none. Raises OSError when the disk refuses."""
+        if self._unsent is None or not self._unsent.holds(records):
+            self._unsent = Unsent(records, [e for r in records for e in self._events(r)])
+        self._write(self._unsent.rows)
+        self._unsent = None
+
+    def remember(self, records: Sequence[Record]) -> None:
+        """Counts what an earlier process has written."""
+        for record in records:
+            self._values.update(record)
+            self._totals.update(record)
+
+    def close(self) -> None:
+        """Writes the summary, unless steps are left that the disk did not take; ends the file."""
+        if self._file is None:
+            return
+        try:
+            if self._last is not None and self._unsent is None:
+                values = self._totals.values()
+                self._write([self._scalars(self._last.step + 1, self._last.time, values)])
+        except OSError as error:
+            logger.warning(
+                "exporter tensorboard could not write the summary of run %s: %s",
+                self._run.name,
+                error,
+            )
+        finally:
+            self._file.close()
+            self._file = None
+
+    def _folder(self, run: RunInfo) -> Path:
+        if self._directory is not None:
+            return self._directory / f"rank{run.rank}" if run.rank else self._directory
+        if run.path is None:
+            raise ValueError(
+                "got neither a directory nor a run directory; expected one of them: write "
+                "TensorBoardExporter(directory)"
+            )
+        return run.path / "tensorboard"
+
+    def _events(self, record: Record) -> list[Any]:
+        values = self._values.update(record)
+        self._totals.update(record)
+        if isinstance(record, StepRecord):
+            found = [] if self._begun else self._begin(record)
+            self._last = record
+            return [*found, self._scalars(record.step, record.time, values or {})]
+        if record.severity == "info":
+            return []
+        return [
+            self._text(record.step, record.time, f"{PREFIX}events/{record.kind}", _said(record))
+        ]
+
+    def _begin(self, record: StepRecord) -> list[Any]:
+        """Says that steps of earlier files count no more from here on; and what the run is."""
+        self._begun = True
+        log = self._event.SessionLog(status=self._event.SessionLog.START)
+        start = self._event.Event(wall_time=record.time, step=record.step, session_log=log)
+        if record.step or not self._run.config:
+            return [start]
+        rows = [
+            f"| `{_cell(k)}` | `{_cell(v)}` |" for k, v in flat_params(self._run.config).items()
+        ]
+        table = "\n".join(["| parameter | value |", "|---|---|", *rows])
+        return [start, self._text(record.step, record.time, f"{PREFIX}config", table)]
+
+    def _scalars(self, step: int, when: float, values: dict[str, float]) -> Any:
+        event = self._event.Event(wall_time=when, step=step)
+        add = event.summary.value.add
+        for key, value in values.items():
+            add(tag=clean_key(key), simple_value=value)
+        return event
+
+    def _text(self, step: int, when: float, tag: str, text: str) -> Any:
+        event = self._event.Event(wall_time=when, step=step)
+        value = event.summary.value.add(tag=tag)
+        value.metadata.plugin_data.plugin_name = "text"
+        value.tensor.dtype = 7  # DT_STRING
+        value.tensor.string_val.append(text.encode("utf-8", "backslashreplace"))
+        return event
+
+    def _write(self, events: Sequence[Any]) -> None:
+        assert self._file is not None
+        data = memoryview(b"".join(framed(event.SerializeToString()) for event in events))
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            # Half a record would hide all that comes behind it.
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._good)
+                self._file.seek(self._good)
+            raise
+        self._good = self._file.tell()
+
+
+def _said(event: Event) -> str:
+    # Four spaces in front make it plain text, where Markdown would have marks.
+    lines = event.message[:MAX_TEXT].splitlines()
+    batches = getattr(event, "batches", ())
+    ids = [id_ for ref in batches for id_ in ref.sample_ids or ()]
+    if ids:
+        lines.append(f"samples: {json.dumps(ids)[:MAX_TEXT]}")
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text for a table's cell in backticks."""
+    return "".join(" " if c in "`|\r\n" or not c.isprintable() else c for c in text)
