@@ -198,9 +198,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Layers with mostly zeros",
                 _one(
-                    f"count by (run, rank) (gradtrace_layer_zero_fraction{OF} > bool 0.5 >= 0)",
+                    f"sum by (run, rank) (gradtrace_layer_zero_fraction{OF} > bool 0.5)",
                 ),
-                "Layers shown, for scale of the panel beside it.",
+                "Groups and layers of which more than half the gradients are exactly zero.",
                 kind="number",
             ),
         ),

@@ -29,6 +29,8 @@ class Rule:
 def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
     """All alerts. `scale` shortens every window and every wait, for tests and for short runs.
 
+    A rule waits for `hold` where one odd scrape shall not alarm.
+
     Raises ValueError for a scale that is not positive.
     """
     if not scale > 0:
@@ -52,7 +54,7 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         Rule(
             "GradtraceSpike",
             happened("gradtrace_spikes_total"),
-            0,
+            10 * scale,
             "warning",
             "{{ $labels.signal }} spiked",
             "`gradtrace spikes RUN` names the samples, the layers that rose and the likely cause; "
@@ -60,7 +62,9 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         ),
         Rule(
             "GradtraceSpikeRateRising",
-            f"{hour} > 2 * {hour_before} and {hour} >= 4",
+            # Not before there is an hour to compare with.
+            f"{hour} > 2 * {hour_before} and {hour} >= 4 and on (run, rank) "
+            f"gradtrace_steps_total offset {span(6600)}",
             0,
             "warning",
             "more than twice as many spikes in this hour as in the one before",
@@ -118,8 +122,9 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         ),
         Rule(
             "GradtraceExplodingLayer",
-            f"gradtrace_layer_grad_norm > 100 * quantile_over_time(0.5, "
-            f"gradtrace_layer_grad_norm[{span(3600)}] offset {span(300)}) and {ACTIVE}",
+            # A layer that was frozen, at 0, has no usual size.
+            f"gradtrace_layer_grad_norm > (100 * quantile_over_time(0.5, "
+            f"gradtrace_layer_grad_norm[{span(3600)}] offset {span(300)}) > 0) and {ACTIVE}",
             120 * scale,
             "critical",
             "the gradient of {{ $labels.layer }} is 100 times its usual size, and stays there",
@@ -139,8 +144,10 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         Rule(
             "GradtraceTrainerStuck",
             f"({idle} > {600 * scale:g} or ({idle} > {120 * scale:g} and "
-            f"increase(gradtrace_steps_total[{span(1800)}] offset {span(300)}) > 300)) "
-            f"and {ACTIVE}",
+            f"increase(gradtrace_steps_total[{span(1800)}] offset {span(300)}) > 300) "
+            # Or the first step has not come: its value is how long that is known.
+            f"or (gradtrace_steps_total == 0 and gradtrace_steps_total offset {span(600)} == 0) "
+            f"+ {600 * scale:g}) and {ACTIVE}",
             0,
             "critical",
             "no step for {{ $value | humanizeDuration }}",
