@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import logging
 import os
-import resource
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from leaks import in_its_own_process, many_steps, many_traces
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
@@ -224,61 +223,21 @@ def test_a_failing_measurement_in_a_hook_never_reaches_the_loop(
     assert len([n for n in trace.notes if "broken on purpose" in n.message]) == 1
 
 
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def resident() -> int:
-    """Bytes of memory this process holds at present."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+@pytest.mark.slow
+def test_a_thousand_traces_leak_nothing(tmp_path: Path) -> None:
+    """1,000 traces in one process leave no thread, file or memory behind."""
+    early, late = in_its_own_process(many_traces, tmp_path)
+    assert late.threads <= early.threads and late.files <= early.files
+    assert late.memory - early.memory < 20 << 20
+    assert late.objects - early.objects < 2_000
 
 
 @pytest.mark.slow
-def test_a_thousand_traces_leak_nothing(setup: Any, tmp_path: Path) -> None:
-    """1,000 traces in one process leave no hook, thread, file or memory behind."""
-    model, optimizer, loader = setup
-    before, threads = patched_places(loader), set(threading.enumerate())
-    sizes = []
-    for k in range(1000):
-        with gradtrace(model, loader=loader, directory=tmp_path if k % 10 == 0 else None):
-            x, y = next(iter(loader))
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        if k in (100, 999):
-            gc.collect()
-            sizes.append((resident(), open_files(), len(gc.get_objects())))
-    assert patched_places(loader) == before
-    assert set(threading.enumerate()) <= threads
-    assert sizes[1][1] <= sizes[0][1]
-    assert sizes[1][0] - sizes[0][0] < 20 << 20
-    assert sizes[1][2] - sizes[0][2] < 20_000
-
-
-@pytest.mark.slow
-def test_twenty_thousand_steps_hold_memory_still(tmp_path: Path) -> None:
-    """A long run grows the process by less than 20 MB after warm-up."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    x, y = torch.randn(4, 6), torch.randint(0, 2, (4,))
-    start = 0
-    with gradtrace(model, directory=tmp_path) as trace:
-        for k in range(22_000):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            if k == 2_000:
-                trace.flush()
-                gc.collect()
-                start = resident()
-        trace.flush()
-        gc.collect()
-        grown = resident() - start
-    assert trace.dropped == 0
-    assert grown < 20 << 20
+def test_ten_thousand_steps_hold_memory_still(tmp_path: Path) -> None:
+    """A long run grows the process by less than 10 MB after warm-up."""
+    early, late, dropped = in_its_own_process(many_steps, tmp_path)
+    assert dropped == 0
+    assert late.memory - early.memory < 10 << 20
 
 
 def test_a_trace_starts_once(setup: Any) -> None:
