@@ -6,7 +6,7 @@ of its step time divided by that of the bare loop's blocks before and after it.
 
     python -m benchmarks.overhead [--quick] [--only small,mini,...] [--json FILE]
 
-Comparisons: small, mini, large, growth, parts, exporters.
+Comparisons: small, mini, large, growth, parts, exporters, outages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from typing import Any
 import torch
 
 from benchmarks import backends
-from benchmarks.variants import BESIDE_DEFAULTS, VARIANTS, WITH_EXPORTERS, prepare, resident
+from benchmarks.variants import (
+    BESIDE_DEFAULTS,
+    OUTAGES,
+    VARIANTS,
+    WITH_EXPORTERS,
+    prepare,
+    resident,
+)
 
 THREADS = 2
 PEERS = ("hooks with .item()", "wandb.watch", "trainscope")
@@ -191,6 +198,16 @@ def beside_defaults(variants: Sequence[str], *, quick: bool) -> dict[str, Any]:
     }
 
 
+def outages() -> dict[str, Any]:
+    """What a backend costs that fails on the way: ratios to the same exporter without trouble."""
+    return {
+        base: compare("mini", (base, *failing), steps=3, blocks=32, base=base)
+        for base, failing in OUTAGES.items()
+    }
+
+
+EXTRAS = ("growth", "parts", "exporters", "outages")
+
 COMPARISONS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
     "small": ("GPT, 0.12M parameters, 128 tokens", tuple(VARIANTS), 20, 24),
     "mini": ("GPT, 3.3M parameters, 1,024 tokens", tuple(VARIANTS), 3, 16),
@@ -224,12 +241,12 @@ def table(results: dict[str, Any]) -> str:
             f"| {row['model']} | {row['ratio']:.3f} | {row['us_per_tensor']:.1f} | "
             f"{row['ns_per_value']:.2f} | {row['memory_mb']:.0f} MB |"
         )
-    for part in ("parts", "exporters"):
+    for part in ("parts", "exporters", "outages"):
         for model, result in results.get(part, {}).items():
             title = COMPARISONS[model][0] if model in COMPARISONS else model.replace("-", " of ")
             lines += [
                 "",
-                f"| beside the defaults, {title} | ratio | CPU, ms a step |",
+                f"| {part}, {title} | ratio | CPU, ms a step |",
                 "|---|---|---|",
             ]
             for variant, found in result["variants"].items():
@@ -263,9 +280,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="comparisons, separated by commas")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"))
     options = parser.parse_args()
-    wanted = (
-        options.only.split(",") if options.only else [*COMPARISONS, "growth", "parts", "exporters"]
-    )
+    wanted = options.only.split(",") if options.only else [*COMPARISONS, *EXTRAS]
     if options.quick and not options.only:
         wanted.remove("large")
     results: dict[str, Any] = {
@@ -278,9 +293,11 @@ def main() -> None:
         print(f"{name} ...", flush=True)
         if name == "growth":
             results[name] = growth(quick=options.quick)
-        elif name in ("parts", "exporters"):
+        elif name in EXTRAS:
             variants = PARTS if name == "parts" else SINKS
-            results[name] = beside_defaults(variants, quick=options.quick)
+            results[name] = (
+                outages() if name == "outages" else beside_defaults(variants, quick=options.quick)
+            )
             for model, found in results[name].items():
                 for variant, problem in found["skipped"].items():
                     print(f"  {model}: left out: {variant}: {problem}")

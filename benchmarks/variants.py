@@ -129,12 +129,26 @@ def _exporters(*names: str) -> Callable[[Loop], None]:
     return traced
 
 
+def _failing(make: Callable[[], Any]) -> Callable[[Loop], None]:
+    return lambda loop: _beside_defaults(loop, exporters=[make()])
+
+
 WITH_EXPORTERS: dict[str, Callable[[Loop], None]] = {
     "defaults again": defaults,
     **{name: _exporters(name) for name in backends.NAMES},
     "all exporters": _exporters(*backends.NAMES),
 }
 """Exporters, each with its real backend on this machine; compared with the defaults, too."""
+
+
+OUTAGES: dict[str, dict[str, Callable[[Loop], None]]] = {
+    "mlflow": {"server killed for 20 s": _failing(backends.mlflow_killed)},
+    "wandb": {
+        "wandb-core killed": _failing(backends.wandb_killed),
+        "wandb-core stopped for 20 s": _failing(backends.wandb_stopped),
+    },
+}
+"""Backends that fail on the way, compared with the same exporter whose backend is well."""
 
 
 def resident() -> int:
@@ -147,5 +161,8 @@ def prepare(model_name: str, variant: str, threads: int) -> Loop:
     """One training loop with one variant around it."""
     torch.set_num_threads(threads)
     loop = build(model_name)
-    (VARIANTS | BESIDE_DEFAULTS | WITH_EXPORTERS)[variant](loop)
+    known = VARIANTS | BESIDE_DEFAULTS | WITH_EXPORTERS
+    for failing in OUTAGES.values():
+        known |= failing
+    known[variant](loop)
     return loop

@@ -48,7 +48,7 @@ def main(
     # Containers reach this machine from outside, so do not listen on the loopback only: in a
     # network with others, give it tls= and auth= as well.
     exporter = PrometheusExporter(port=port, host="0.0.0.0")
-    if not Path(monitoring).exists():
+    if not (Path(monitoring) / "prometheus.yml").exists():
         write_monitoring(Path(monitoring), targets=[f"host.docker.internal:{port or 9464}"])
 
     end = time.monotonic() + seconds

@@ -16,6 +16,8 @@ from gradtrace.openstep import LateLog, RawStep
 from gradtrace.records import Event, Record, StepRecord
 
 POLL = 0.2
+AT_ONCE = 256
+"""Steps taken in one turn; when that many were waiting the next turn follows at once."""
 LATE = 0.25
 """Seconds a record is held back, so that values logged just after its step still join it."""
 TICK = 0.3
@@ -87,9 +89,13 @@ class Background:
         `deadline` is in the clock's seconds. Not for the training loop: it waits.
         """
         with self._turned:
-            # The turn under way may have passed a stage already; the one after it has not.
-            wanted = self._turns + 2
-            while self._turns < wanted and self._thread.is_alive():
+            wanted: int | None = None
+            while self._thread.is_alive():
+                if wanted is None and not len(self._handoff):
+                    # The turn under way may have passed a stage already; the one after has not.
+                    wanted = self._turns + 2
+                if wanted is not None and self._turns >= wanted:
+                    return True
                 self._wake.set()
                 left = deadline - self._clock()
                 if left <= 0:
@@ -107,11 +113,12 @@ class Background:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        behind = False
         while True:
-            asked = self._wake.wait(POLL)
+            asked = self._wake.wait(0.0 if behind else POLL)
             self._wake.clear()
             stopping = self._stopping
-            self.turn(final=stopping or asked)
+            behind = self.turn(final=stopping or asked) == AT_ONCE
             with self._turned:
                 self._turns += 1
                 self._turned.notify_all()
@@ -122,10 +129,14 @@ class Background:
                 self._wake.set()
                 time.sleep(0.001)  # values of an accelerator are under way; nothing announces them
 
-    def turn(self, *, final: bool) -> None:
-        """One pass over what has arrived; `final` also lets go of the record held back."""
+    def turn(self, *, final: bool) -> int:
+        """One pass over what has arrived; `final` also lets go of the record held back.
+
+        Returns how many items it took, at most AT_ONCE.
+        """
         out: list[Record] = []
-        for item, arrays in self._handoff.take():
+        items = self._handoff.take(AT_ONCE)
+        for item, arrays in items:
             try:
                 if isinstance(item, LateLog):
                     self._log_late(self._assembler.late(item, arrays))
@@ -149,6 +160,7 @@ class Background:
                 self._tick()
             except Exception as error:
                 self._guard.failed("the background tick", error)
+        return len(items)
 
     def _send(self, records: Sequence[Record]) -> None:
         for sink in self._sinks if records else ():

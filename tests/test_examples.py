@@ -124,6 +124,23 @@ def test_compare_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "gradtrace/grad_norm/p95" in file.summary
 
 
+def test_watch_with_prometheus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The broken digits spike, and what Prometheus, Alertmanager and Grafana need is written."""
+    trace: Trace = main_of("watch_with_prometheus")(
+        seconds=0.5, port=0, directory=str(tmp_path / "runs"), monitoring=str(tmp_path), pause=0.0
+    )
+    told = capsys.readouterr().out
+    assert "the metrics are at http://" in told
+    broken = {7, 700, 1234}
+    named = [broken & set(spike.batches[0].sample_ids or ()) for spike in trace.spikes]
+    # A network that broken scans have thrown about may spike on others, too.
+    assert sum(map(bool, named)) >= 0.8 * len(named) > 0
+    for spike in trace.spikes:
+        assert f"step {spike.step}, batch index {spike.batches[0].batch_index}" in told
+    for file in ("docker-compose.yml", "prometheus.yml", "gradtrace.rules.yml"):
+        assert (tmp_path / file).exists()
+
+
 def test_every_example_is_tested() -> None:
     """No example goes without a test of its name."""
     for path in EXAMPLES.glob("*.py"):
