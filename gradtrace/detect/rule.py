@@ -28,7 +28,7 @@ class SpikeRule:
 
     false_alarm_rate: float = 1e-4
     min_ratio: float = 1.5
-    window: int = 300
+    window: int = 1000
     warmup: int = 20
     cooldown: int = 3
     patience: int = 25

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from spike_rules import RIVALS, Rule
-from spike_series import FAMILIES, HEIGHTS, Series, contaminated, healthy, split
+from spike_series import FAMILIES, HEIGHTS, MORE, Series, contaminated, healthy, split
 
 from gradtrace import find_spikes
 
@@ -124,7 +124,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--half", choices=["tuning", "reporting"], default="reporting")
     tuning, reporting = split(healthy())
-    print(table(tuning if parser.parse_args().half == "tuning" else reporting))
+    if parser.parse_args().half == "tuning":
+        print(table(tuning + healthy(MORE)))
+    else:
+        print(table(reporting))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 from gradtrace.records import Array
 
 FILE = Path(__file__).with_name("series.npz")
+MORE = Path(__file__).with_name("tuning.npz")
 HEIGHTS = (1.5, 3.0, 10.0, 100.0)
 FAMILIES = ("single", "train", "after_nan", "after_inf", "near_spike", "drift")
 NEIGHBOURS = 100
@@ -29,9 +30,9 @@ class Series:
     ignored: frozenset[int] = field(default_factory=frozenset)
 
 
-def healthy() -> list[Series]:
+def healthy(file: Path = FILE) -> list[Series]:
     """The recorded series, a loss and a gradient norm of every run, in the order of recording."""
-    with np.load(FILE) as data:
+    with np.load(file) as data:
         return [
             Series(
                 name.partition("/")[0],
@@ -43,7 +44,10 @@ def healthy() -> list[Series]:
 
 
 def split(series: list[Series]) -> tuple[list[Series], list[Series]]:
-    """Every second run for tuning, the others for reporting."""
+    """Every second run for tuning, the others for reporting.
+
+    What is tuned on beside it, the same runs with other seeds, is `healthy(MORE)`.
+    """
     runs = list(dict.fromkeys(s.run for s in series))
     tuning = set(runs[::2])
     return [s for s in series if s.run in tuning], [s for s in series if s.run not in tuning]
