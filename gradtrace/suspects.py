@@ -20,15 +20,17 @@ from gradtrace.records import SampleId, Spike
 
 FILE = "suspects.jsonl"
 STANDS_OUT = 2.0
-"""A sample this many times the median of the others is one that stands out."""
+"""A sample must be this many times the median of all to stand out,"""
+DEVIATIONS = 5.0
+"""and so many median absolute deviations above it, as logarithms."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuspectSample:
     """One sample of a spike: its loss, its gradient norm, and how each compares.
 
-    `loss_ratio` and `norm_ratio` are relative to the median of the spike's other samples;
-    `stands_out` says that it is far above them in the spike's signal.
+    `loss_ratio` and `norm_ratio` are relative to the median of the spike's samples; `stands_out`
+    says that it is far above them in one of the two.
     """
 
     sample_id: SampleId
@@ -65,7 +67,10 @@ def suspects(
     *,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> Suspects:
-    """Ranks the samples of a spike by what each does to the present model, in the spike's signal.
+    """Ranks the samples of a spike by how far each is from the others, for the present model.
+
+    The larger of two ratios to the median counts, that of the loss and that of the gradient norm:
+    what can never be learned keeps the one, what contradicts the others keeps the other.
 
     The samples are those of the spike's batches, and of the previous ones where the spike is put
     down to the update before. `dataset[id]` (or `dataset(id)`) must give a sample; `collate` makes
@@ -92,8 +97,9 @@ def suspects(
     losses = np.asarray([score.loss for score in scores])
     norms = np.asarray([score.grad_norm for score in scores])
     loss_ratios, norm_ratios = _ratios(losses), _ratios(norms)
-    key = loss_ratios if spike.signal == "loss" else norm_ratios
-    order = np.argsort(-np.nan_to_num(key, nan=math.inf, posinf=math.inf), kind="stable")
+    key = np.maximum(loss_ratios, norm_ratios)
+    order = np.argsort(-key, kind="stable")
+    far = _far(loss_ratios) | _far(norm_ratios)
     return Suspects(
         spike.step,
         spike.signal,
@@ -105,7 +111,7 @@ def suspects(
                     scores[i].grad_norm,
                     float(loss_ratios[i]),
                     float(norm_ratios[i]),
-                    not key[i] < STANDS_OUT,
+                    bool(far[i]),
                 )
                 for i in order
             ]
@@ -137,6 +143,15 @@ def _ratios(values: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         ratios = values / middle
     return np.where(np.isfinite(values), ratios, math.inf)
+
+
+def _far(ratios: np.ndarray) -> np.ndarray:
+    """Which ratios are far above the others, by their median absolute deviation."""
+    with np.errstate(all="ignore"):
+        logs = np.log(ratios)
+    spread = float(np.median(np.abs(logs[np.isfinite(logs)]))) if np.isfinite(logs).any() else 0.0
+    far: np.ndarray = (ratios >= STANDS_OUT) & (logs >= DEVIATIONS * spread)
+    return far
 
 
 def save_suspects(path: Path, found: Suspects) -> None:
