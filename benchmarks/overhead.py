@@ -273,6 +273,15 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
+def _earlier(path: Path) -> dict[str, Any]:
+    """What was measured before and is not measured now stays in the file."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
 def main() -> None:
     """Measures, prints the table and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -283,7 +292,7 @@ def main() -> None:
     wanted = options.only.split(",") if options.only else [*COMPARISONS, *EXTRAS]
     if options.quick and not options.only:
         wanted.remove("large")
-    results: dict[str, Any] = {
+    results: dict[str, Any] = _earlier(options.json) | {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": processor(),

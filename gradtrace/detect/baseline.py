@@ -16,8 +16,8 @@ them, what is `BEYOND` their robust reach is a spike whatever the peak. The cons
 one half of the runs in tests/benchmarks, which reports the other.
 
 What is beyond the alarm never enters; NaN and Inf are not looked at. No alarm is raised during
-warm-up, so a spike there is accepted at first. When it is over, single values far above those
-beside them are taken out again, lest they hide the spikes to come.
+warm-up, so a spike there is accepted at first. When it is over, values far above those beside them
+are taken out again, lest they hide the spikes to come.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ RENEW = 5
 BESIDE = 3
 """How many values either side a value of the warm-up is compared with."""
 LONELY = math.log(3.0)
-"""How far above all of those it is a spike; a falling loss never is."""
+"""How far above those but one it is a spike; a falling loss never is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,8 @@ class Baseline:
             z
             for i, z in enumerate(some)
             if not BESIDE <= i < len(some) - 1
-            or z <= max(some[i - BESIDE : i] + some[i + 1 : i + 1 + BESIDE]) + LONELY
+            # The second largest, for there may be another spike beside it.
+            or z <= sorted(some[i - BESIDE : i] + some[i + 1 : i + 1 + BESIDE])[-2] + LONELY
         ]
         if len(good) == len(some):
             return

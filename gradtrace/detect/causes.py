@@ -29,6 +29,9 @@ CALM = 0.5
 """A score below this is ordinary."""
 RECENT = 5
 SHOWN = 20
+SURE = 0.05
+LIKELY = 0.5
+"""What chance does more often than that is no finding."""
 SMALL = 0.5
 FIXED = 0.7
 """Confidence in what no test can put a number on."""
@@ -94,7 +97,7 @@ class Causes:
     # -- data ---
 
     def _same_samples(self, spike: Spike, facts: Facts) -> Iterator[Cause]:
-        """Samples that were in earlier spikes; p of so many by chance (Poisson)."""
+        """Samples that were in earlier spikes; p of so many by chance, of one or of all."""
         mine = ids_of(_blamed(spike, facts))
         earlier = [past for past in self._history.spikes if past.step < spike.step]
         if not mine:
@@ -103,23 +106,26 @@ class Causes:
         if not earlier:
             return
         seen: Counter[SampleId] = Counter()
-        steps: list[int] = []
         for past in earlier:
-            common = mine & ids_of(past.batches)
-            if common:
-                seen.update(common)
-                steps.append(past.step)
+            seen.update(mine & ids_of(past.batches))
         if not seen:
             return
         size = max(self._history.samples, len(mine))
-        expected = sum(len(mine) * len(ids_of(past.batches)) for past in earlier) / size
-        p = _poisson_tail(sum(seen.values()), expected)
-        shown = [sample for sample, _ in seen.most_common(SHOWN)]
+        [(first, times)] = seen.most_common(1)
+        shares = [min(1.0, len(ids_of(past.batches)) / size) for past in earlier]
+        expected = sum(shares)
+        # One that comes back stands out more than all of them together, several less.
+        alone = len(mine) * _binomial_tail(len(earlier), times, expected / len(earlier))
+        p = min(1.0, 2 * min(alone, _poisson_tail(sum(seen.values()), len(mine) * expected)))
+        if p >= LIKELY:
+            return
+        shown = [sample for sample, count in seen.most_common(SHOWN) if count > expected]
+        steps = [past.step for past in earlier if ids_of(past.batches) & set(shown)]
+        others = f", {len(shown) - 1} more of its samples in some" if len(shown) > 1 else ""
         yield Cause(
             "same samples",
-            f"{len(seen)} of its {len(mine)} samples were in {len(steps)} earlier "
-            f"spike{'s' * (len(steps) > 1)} "
-            f"({expected:.2g} expected by chance): {', '.join(map(repr, shown[:3]))}",
+            f"sample {first!r} was in {times} of {len(earlier)} earlier "
+            f"spike{'s' * (len(earlier) > 1)} ({expected:.2g} expected by chance){others}",
             1.0 - p,
             {
                 "samples": shown,
@@ -144,7 +150,7 @@ class Causes:
             share = history.source_steps[source] / history.steps_with_sources
             hits = sum(source in sources for sources in spikes)
             p = min(1.0, _binomial_tail(len(spikes), hits, share) * max(1, len(mine)))
-            if p < 0.05:
+            if p < SURE:
                 yield Cause(
                     "source",
                     f"{hits} of {len(spikes)} spikes hold samples of {source!r}, which is in "
