@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import errno
 import hmac
+import logging
 import os
 import socket
 import ssl
@@ -23,6 +25,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer
 from typing import Any
+
+logger = logging.getLogger("gradtrace")
 
 CONNECTIONS = 16
 SECONDS = 5.0
@@ -106,6 +110,15 @@ class _Server(TCPServer):
         if self.address_family == socket.AF_INET6 and hasattr(socket, "IPV6_V6ONLY"):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         super().server_bind()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """The next connection; a moment later when there are no file descriptors left."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.1)  # it stays in the queue, and would be tried without end
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for the connection; too many cost the oldest its own."""
@@ -207,7 +220,12 @@ class _Handler(BaseHTTPRequestHandler):
         if path and not path.endswith("/metrics"):
             self._answer(HTTPStatus.NOT_FOUND, b"the metrics are at /metrics\n")
             return
-        body, kind = self.server.page(self.headers.get("Accept", ""))
+        try:
+            body, kind = self.server.page(self.headers.get("Accept", ""))
+        except Exception:
+            logger.exception("the metrics' page could not be made")
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"the page could not be made\n")
+            return
         self._answer(HTTPStatus.OK, body, kind)
 
     do_HEAD = do_GET  # noqa: N815 - the name is http.server's

@@ -70,7 +70,9 @@ class RunSamples:
                 before = self._spikes.get(record.signal, _SpikeCount())
                 exemplar = _exemplar(record.step, spike_batch(record), record.time)
                 self._spikes[record.signal] = _SpikeCount(before.total + 1, exemplar)
-            self._last_spike = record
+            # One that lasted is told again when others may have come.
+            if self._last_spike is None or record.step >= self._last_spike.step:
+                self._last_spike = record
 
     def families(
         self, *, dropped: Mapping[str, int] | None = None, active: bool = True
@@ -120,6 +122,10 @@ class RunSamples:
                 for gone in [layer for layer in known if layer not in update]:
                     del known[gone]
         for layer, metrics in update.items():
+            if math.isnan(metrics.get("grad_norm", 0.0)):
+                # It has no gradient any more, or one that is not finite: the old one is no news.
+                for metric in ("grad_norm", "zero_fraction"):
+                    self._by_layer[metric].pop(layer, None)
             for metric, value in metrics.items():
                 if not math.isnan(value):
                     self._by_layer[metric][layer] = value

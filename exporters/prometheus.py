@@ -22,6 +22,8 @@ logger = logging.getLogger("gradtrace")
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRIES = 100
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 """Ports that are tried, where the first ones are taken."""
 
 Tls = ssl.SSLContext | Sequence[str | os.PathLike[str]]
@@ -156,11 +158,11 @@ class PrometheusExporter:
             self._pusher = None
 
     def _page(self, accept: str) -> tuple[bytes, str]:
-        _, kind = self._client.exposition.choose_encoder(accept)
+        openmetrics = "application/openmetrics-text" in accept
         assert self._samples is not None
         with self._lock:
             families = self._samples.families(dropped=self._dropped(), active=self._active)
-        return render(families, openmetrics=kind.startswith("application/openmetrics")), kind
+        return render(families, openmetrics=openmetrics), OPENMETRICS if openmetrics else PLAIN
 
     def _listen(self, rank: int, ranks: int) -> Endpoint:
         """Ports are tried that no other rank tries."""

@@ -91,6 +91,8 @@ class WandbExporter:
     """
 
     name = "wandb"
+    settling = 2 * FLUSH
+    """Seconds after which wandb-core has written what it was given."""
 
     def __init__(
         self,

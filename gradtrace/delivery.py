@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ def deliver(
     """
     cursor = Cursor(info.path, name or exporter.name)
     position = Position() if again else cursor.load()
+    settling = getattr(exporter, "settling", 0.0) > 0
+    if settling and not backlog.read_since(position.step, position.event, 1)[0]:
+        return Delivered(0, 0)
     exporter.open(info)
     steps = events = 0
     try:
@@ -46,6 +50,9 @@ def deliver(
         while True:
             records, step, event = backlog.read_since(position.step, position.event, BATCH)
             if not records:
+                exporter.close()
+                if settling:
+                    cursor.save(position)
                 return Delivered(steps, events)
             for attempt in range(tries):
                 try:
@@ -56,11 +63,14 @@ def deliver(
                         raise
                     pause(0.5 * 2**attempt)
             position = Position(step, event)
-            cursor.save(position)
+            if not settling:
+                cursor.save(position)
             done = sum(isinstance(record, StepRecord) for record in records)
             steps, events = steps + done, events + len(records) - done
-    finally:
-        exporter.close()
+    except BaseException:
+        with contextlib.suppress(Exception):  # what went wrong first is told
+            exporter.close()
+        raise
 
 
 def _remember(backlog: Backlog, exporter: Remembering, until: Position) -> None:

@@ -25,6 +25,11 @@ class Exporter(Protocol):
     of `gradtrace send`, gets what an earlier process has delivered: it shall not be sent again, but
     counts and totals go on from it. `watch(dropped)`, after `open`, gets a callable that tells how
     many records each exporter of the trace has lost, by name; it may be called from any thread.
+
+    An exporter that hands records to somebody who writes them down later has an attribute
+    `settling`: after so many seconds, and after `close`, they are safe even if the process is
+    killed. Its cursor is that much behind. It makes something new of what it is sent, so that it
+    is not opened by `gradtrace send` when nothing is owed.
     """
 
     name: str
@@ -59,15 +64,22 @@ def resolve_exporters(specs: Any) -> list[Exporter]:
     """Exporter objects as they are, names replaced by exporters with default settings.
 
     Raises TypeError for what is neither and for a name whose exporter has settings without a
-    default, ValueError for an unknown name, ImportError (with the pip line) when the package
-    behind a name is missing.
+    default, ValueError for an unknown name and for an object given twice, ImportError (with the
+    pip line) when the package behind a name is missing.
     """
     if isinstance(specs, str) or not isinstance(specs, Sequence):
         got = repr(specs) if isinstance(specs, str) else f"a {type(specs).__name__}"
         raise TypeError(
             f'exporters is {got}; expected a list such as ["console"]: put it in brackets'
         )
-    return [_by_name(spec) if isinstance(spec, str) else _checked(spec) for spec in specs]
+    found = [_by_name(spec) if isinstance(spec, str) else _checked(spec) for spec in specs]
+    for at, exporter in enumerate(found):
+        if any(exporter is other for other in found[:at]):
+            raise ValueError(
+                f"exporters holds the same {type(exporter).__name__} twice; expected each once: "
+                "leave one out, or make a second one"
+            )
+    return found
 
 
 def _checked(exporter: Any) -> Exporter:

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gradtrace.records import Array, LayerTable, StepRecord
 
@@ -72,17 +73,27 @@ class LayerSeries:
         if table is not None and len(table):
             self._learn(table)
             norms, zeros = table.column("norm"), table.column("zero_fraction")
+            # The norm of a layer that is not finite is unknown, and so is that of its group.
+            seen = ~np.isnan(norms) | (table.column("nonfinite") > 0)
             with np.errstate(all="ignore"):
-                squares = self._grouped(np.square(norms))
-                shares = self._grouped(zeros * self._weights) / self._grouped(self._weights)
+                squares = self._grouped(np.square(norms), seen)
+                counted = ~np.isnan(zeros)
+                shares = self._grouped(zeros * self._weights, counted)
+                shares /= self._grouped(self._weights, counted)
             self._put(found, "grad_norm", norms, np.sqrt(squares))
             self._put(found, "zero_fraction", zeros, shares)
         updates = record.updates
         if updates is not None and updates.names == self._names:
             norms, ratios = updates.column("norm"), updates.column("ratio")
+            weights = record.weights
             with np.errstate(all="ignore"):
-                moved = self._grouped(np.square(norms))
-                whole = self._grouped(np.square(norms / ratios))
+                if weights is not None and weights.names == self._names:
+                    sizes = weights.column("norm")
+                else:  # of a weight that did not move nothing is known
+                    sizes = norms / ratios
+                seen = ~np.isnan(norms) & ~np.isnan(sizes)
+                moved = self._grouped(np.square(norms), seen)
+                whole = self._grouped(np.square(sizes), seen)
                 self._put(found, "update_ratio", ratios, np.sqrt(moved / whole))
         return found
 
@@ -92,9 +103,12 @@ class LayerSeries:
         for at, name in self._chosen:
             found.setdefault(name, {})[metric] = float(own[at])
 
-    def _grouped(self, values: Array) -> Array:
-        sums = np.bincount(self._group_at, weights=values, minlength=len(self._groups))
-        return sums.astype(np.float64, copy=False)
+    def _grouped(self, values: Array, seen: npt.NDArray[np.bool_]) -> Array:
+        """Sums over the layers of each group that were measured; NaN where none was."""
+        at, size = self._group_at[seen], len(self._groups)
+        sums = np.bincount(at, weights=values[seen], minlength=size).astype(np.float64, copy=False)
+        sums[np.bincount(at, minlength=size)[: len(sums)] == 0] = np.nan
+        return sums
 
     def _learn(self, table: LayerTable) -> None:
         if table.names is not self._names and table.names != self._names:

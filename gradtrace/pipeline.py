@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 import weakref
@@ -108,6 +109,9 @@ class ExporterWorker:
         self._clock = clock
         self._cursor = Cursor(run, self.name)
         self._saved = (Position(), clock())
+        self._settling = float(getattr(exporter, "settling", 0.0))
+        self._safe = Position()
+        self._unsettled: deque[tuple[float, Position]] = deque()
         self._told: set[str] = set()
 
         self._changed = threading.Condition()
@@ -121,6 +125,7 @@ class ExporterWorker:
         self._queueing = True
         self._behind = False
         self._closing = False
+        self._left = False
         self._ended = False
         self._inert = False
         self._thread = threading.Thread(
@@ -189,7 +194,9 @@ class ExporterWorker:
         """Waits for the thread; False if it is still busy and was left to itself."""
         if self.started and not self._inert:
             self._thread.join(max(0.0, timeout))
-        return not self._thread.is_alive()
+        # What it has not begun to send by now is owed: it may be sent by another process.
+        self._left = self._thread.is_alive()
+        return not self._left
 
     # -- the queue, under the lock ---
 
@@ -242,7 +249,11 @@ class ExporterWorker:
                 self._settle(records)
                 self._done = position
                 self._changed.notify_all()
+            if self._settling and records:
+                self._unsettled.append((self._clock(), position))
             self._save_cursor()
+            if self._left:
+                break
         with self._changed:
             self._ended = True
             self._queue.clear()
@@ -252,12 +263,15 @@ class ExporterWorker:
             self._exporter.close()
         except (Exception, SystemExit) as error:
             self.failures += 1
-            logger.warning("exporter %s failed to close: %r", self.name, error)
+            logger.warning("exporter %s failed to close: %s", self.name, redacted(repr(error)))
+        else:
+            self._settling = 0.0
+            self._save_cursor(at_once=True)
 
     def _next_batch(self) -> tuple[list[Record], Position] | None:
         """The next records and the position after them; None when there is nothing left to do."""
         with self._changed:
-            idle = None if self._done == self._saved[0] else CURSOR_EVERY
+            idle = None if self._done == self._saved[0] else max(CURSOR_EVERY, self._settling / 4)
             if not self._changed.wait_for(
                 lambda: self._queue or self._behind or self._closing, idle
             ):
@@ -323,7 +337,7 @@ class ExporterWorker:
                         "exporter %s fails, and is tried again: %s: %s",
                         self.name,
                         type(error).__name__,
-                        error,
+                        redacted(str(error)),
                     )
                 if last:
                     return False
@@ -343,10 +357,20 @@ class ExporterWorker:
 
     def _save_cursor(self, *, at_once: bool = False) -> None:
         position, when = self._saved
-        if self._done != position and (at_once or self._clock() - when >= CURSOR_EVERY):
+        done = self._settled()
+        if done != position and (at_once or self._clock() - when >= CURSOR_EVERY):
             with contextlib.suppress(OSError):  # a full disk; the run log tells the user
-                self._cursor.save(self._done)
-            self._saved = (self._done, self._clock())
+                self._cursor.save(done)
+            self._saved = (done, self._clock())
+
+    def _settled(self) -> Position:
+        """How far what was delivered is safe with the backend."""
+        if not self._settling:
+            return self._done
+        now = self._clock()
+        while self._unsettled and self._unsettled[0][0] <= now - self._settling:
+            self._safe = self._unsettled.popleft()[1]
+        return self._safe
 
     def _forked(self) -> None:
         """In a forked child: no thread, no lock held by one that is gone, nothing to do."""
@@ -354,6 +378,11 @@ class ExporterWorker:
         self._changed = threading.Condition()
         self._queue.clear()
         self._owed = Owed()
+
+
+def redacted(text: str) -> str:
+    """The text without the user and the password that its URLs may hold."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "***@", text)
 
 
 def after(position: Position, records: Sequence[Record] | deque[Record]) -> Position:

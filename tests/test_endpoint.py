@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime as dt
+import errno
 import http.client
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 import pytest
@@ -42,6 +44,46 @@ def serving(size: int = len(BODY), **options: Any) -> Iterator[Endpoint]:
         endpoint.close()
         assert set(threading.enumerate()) <= before
         assert_free(endpoint.port)
+
+
+def test_a_page_that_cannot_be_made_is_an_error_of_the_server() -> None:
+    """The client gets a 500, and the training's output nothing but a line of the log."""
+
+    def page(accept: str) -> tuple[bytes, str]:
+        raise RuntimeError("broken")
+
+    endpoint = Endpoint(page, host="127.0.0.1", port=0)
+    try:
+        assert status(endpoint.url) == 500
+        assert status(endpoint.url) == 500
+    finally:
+        endpoint.close()
+
+
+def test_without_file_descriptors_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that cannot be accepted is tried some ten times a second, not all the time."""
+    accept = TCPServer.get_request
+    failing = threading.Event()
+    tries = 0
+
+    def exhausted(self: TCPServer) -> Any:
+        nonlocal tries
+        if failing.is_set():
+            tries += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(TCPServer, "get_request", exhausted)
+    with serving(10) as endpoint:
+        failing.set()
+        with socket.create_connection(("127.0.0.1", endpoint.port)) as waiting:
+            eventually(lambda: tries >= 3)
+            began, before = time.monotonic(), tries
+            eventually(lambda: time.monotonic() - began > 0.5)
+            assert tries - before <= 10
+            failing.clear()
+            waiting.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert waiting.recv(12) == b"HTTP/1.1 200"
 
 
 def assert_free(port: int) -> None:

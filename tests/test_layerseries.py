@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,45 @@ def test_what_was_not_measured_is_not_sent() -> None:
     found = LayerSeries(1, SIZES).update(record(updates=False))
     assert all(set(metrics) == {"grad_norm", "zero_fraction"} for metrics in found.values())
     assert LayerSeries(1, SIZES).update(StepRecord(step=0, time=0.0)) == {}
+
+
+def test_a_group_is_that_of_its_measured_layers() -> None:
+    """One layer without a gradient does not hide its group; one that is not finite does."""
+    one = record()
+    assert one.gradients is not None and one.updates is not None
+    at = NAMES.index("blocks.3.attn.weight")
+    values, moved = one.gradients.values.copy(), one.updates.values.copy()
+    values[at] = moved[at] = np.nan
+    values[:, MOMENT_COLUMNS.index("nonfinite")] = 0.0
+    partly = replace(
+        one,
+        gradients=LayerTable(NAMES, values, MOMENT_COLUMNS),
+        updates=LayerTable(NAMES, moved, UPDATE_COLUMNS),
+    )
+    group = LayerSeries(0, SIZES).update(partly)["blocks.3"]
+    other = "blocks.3.mlp.weight"
+    assert group["grad_norm"] == pytest.approx(one.gradients[other, "norm"])
+    assert group["zero_fraction"] == pytest.approx(one.gradients[other, "zero_fraction"])
+    assert group["update_ratio"] == pytest.approx(one.updates[other, "ratio"])
+    values[at, MOMENT_COLUMNS.index("nonfinite")] = 2.0
+    assert np.isnan(LayerSeries(0, SIZES).update(partly)["blocks.3"]["grad_norm"])
+    values[[at, NAMES.index(other)]] = np.nan
+    assert np.isnan(LayerSeries(0, SIZES).update(partly)["blocks.3"]["zero_fraction"])
+
+
+def test_a_weight_that_stood_still_counts_in_its_group() -> None:
+    """Its update is 0 and so is its ratio; its size is in the table of weights."""
+    names = ("a.weight", "a.bias")
+    table = np.zeros((2, len(MOMENT_COLUMNS)))
+    table[:, 0] = 3.0, 4.0
+    one = StepRecord(
+        step=0,
+        time=0.0,
+        gradients=LayerTable(names, table, MOMENT_COLUMNS),
+        weights=LayerTable(names, table, MOMENT_COLUMNS),
+        updates=LayerTable(names, np.asarray([[0.3, 0.1], [0.0, 0.0]]), UPDATE_COLUMNS),
+    )
+    assert LayerSeries(0).update(one)["a"]["update_ratio"] == pytest.approx(0.3 / 5.0)
 
 
 @pytest.mark.parametrize("wrong", [True, "blocks.*", 1.5, [1], None])

@@ -109,6 +109,18 @@ CASES: dict[str, tuple[dict[str, str], dict[float, set[str]]]] = {
         {SKIPPED: f"_ 8x{HOUR}"},
         {1: set(), 5: set(), 30: set()},
     ),
+    "slow steps are all skipped": (
+        {
+            SKIPPED: " ".join(f"{k}x{minutes(1) - 1}" for k in range(60)),
+            STEPS: " ".join(f"{k}x{minutes(1) - 1}" for k in range(60)),
+            LAST: f"0+15x{HOUR}",
+        },
+        {5: set(), 20: {"StepsSkipped"}, 50: {"StepsSkipped"}},
+    ),
+    "the loss stops falling, with a NaN in between": (
+        {LOSS: f"1000-1x{HOUR} 760x{HALF_HOUR} NaN 760x{4 * HOUR}"},
+        {59: set(), 110: set(), 225: {"LossNotFalling"}},
+    ),
     "nearly every step is clipped": (
         {CLIPPED: later("0.1", TEN, f"0.97x{minutes(20)} 0.5x{HOUR}")},
         {15: set(), 21: {"ClippingAlways"}, 29: {"ClippingAlways"}, 31: set()},
@@ -216,6 +228,35 @@ def test_a_run_that_vanishes_is_told_and_nothing_else(tmp_path: Path, rule_file:
         80: set(),
     }
     assert verdict(tmp_path, rule_file, series, prefixed(firing)) == ""
+
+
+@needs_promtool
+@pytest.mark.parametrize("gap", [1, 2, TEN])
+def test_a_scrape_that_fails_brings_up_nothing_old(
+    gap: int, tmp_path: Path, rule_file: str
+) -> None:
+    """Counters that are not 0, all series gone for a moment and back: what is told is the gap."""
+    counts = {SPIKES: 3, NORMS: 2, NONFINITE: 3, SKIPPED: 40, DROPPED: 7}
+    series = healthy() | {name: f"{count}x{8 * HOUR}" for name, count in counts.items()}
+    nothing = f"_x{gap - 2} " if gap > 2 else "_ " * (gap - 1)
+    series = {
+        name: f"{spelt(name, values, HOUR)} stale {nothing}"
+        f"{spelt(name, values, 2 * HOUR, after=HOUR + gap)}"
+        for name, values in series.items()
+    }
+    back = 60 + gap / 4
+    told = {"RunVanished"} if gap == TEN else set()
+    firing: dict[float, set[str]] = {back - 0.25: told}
+    firing |= {back + later: set() for later in (0.5, 1, 1.75, 2, 2.25, 3, 5, 10)}
+    assert verdict(tmp_path, rule_file, series, prefixed(firing)) == ""
+
+
+def spelt(name: str, values: str, samples: int, after: int = 0) -> str:
+    """A stretch of a healthy series, which grows evenly or stays: its samples from `after` on."""
+    found = re.fullmatch(r"([\d.]+)([+-][\d.]+)?x\d+", values)
+    assert found is not None, name
+    start, slope = float(found[1]), float(found[2] or 0)
+    return f"{start + slope * after}{slope:+}x{samples}"
 
 
 def test_every_rule_has_cases() -> None:

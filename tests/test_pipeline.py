@@ -20,7 +20,14 @@ from gradtrace import exporter as exporter_module
 from gradtrace.cursors import Cursor, Position
 from gradtrace.delivery import deliver
 from gradtrace.exporter import Exporter, resolve_exporters
-from gradtrace.pipeline import ExporterWorker, Owed, close_all, growing_pauses, unique_names
+from gradtrace.pipeline import (
+    ExporterWorker,
+    Owed,
+    close_all,
+    growing_pauses,
+    redacted,
+    unique_names,
+)
 from gradtrace.records import MOMENT_COLUMNS, LayerTable, Record, RunInfo, RunNote, StepRecord
 from gradtrace.runlog import Backlog, RunLog, create_run_directory
 from gradtrace.testing import FailingExporter, HangingExporter, MemoryBacklog, RecordingExporter
@@ -96,6 +103,79 @@ def test_flush_waits_until_all_is_delivered() -> None:
     assert worker.flush(SOON)
     assert numbers(exporter) == [0]
     close_all([worker], SOON)
+
+
+class Settling(RecordingExporter):
+    """Hands what it gets to somebody who writes it down some seconds later."""
+
+    settling = 2.0
+
+
+def test_the_cursor_waits_until_records_are_safe(tmp_path: Path) -> None:
+    """Before they have settled a killed process owes them; after closing it owes nothing."""
+    now = [100.0]
+    exporter = Settling()
+    worker = started(exporter, run=tmp_path, clock=lambda: now[0])
+    cursor = Cursor(tmp_path, exporter.name)
+    worker.offer([step(0), step(1)])
+    assert worker.flush(SOON)
+    now[0] += 1.0
+    worker.offer([step(2)])
+    assert worker.flush(SOON)
+    assert cursor.load() == Position()
+    now[0] += 1.5  # the first two are safe now
+    worker.offer([step(3)])
+    assert worker.flush(SOON)
+    while cursor.load() == Position():
+        worker.offer([note(0)])
+        assert worker.flush(SOON)
+    assert cursor.load().step == 2
+    assert close_all([worker], SOON) == {"recording": ""}
+    assert cursor.load().step == 4
+
+
+def test_nothing_owed_opens_no_exporter_that_settles(tmp_path: Path) -> None:
+    """It would begin something new for nothing; what is owed is stored when it was closed."""
+    backlog = MemoryBacklog()
+    backlog.append([step(0), note(0)])
+    backlog.flush()
+    info = RunInfo(name="r", started=0.0, path=tmp_path)
+    first, second = Settling(), Settling()
+    assert deliver(backlog, info, first).steps == 1 and first.closed
+    assert deliver(backlog, info, second).steps == 0 and not second.opened
+
+
+def test_what_was_not_begun_in_time_is_left_to_others() -> None:
+    """After the time for closing is over no further batch is sent: it is owed, as was told."""
+    exporter = HangingExporter()
+    worker = started(exporter)
+    worker.offer([step(n) for n in range(1000)])
+    assert exporter.reached.wait(SOON)
+    assert close_all([worker], 0.0) == {"hanging": "1,000 steps"}
+    exporter.release()
+    assert worker._thread.join(SOON) is None and exporter.closed
+    assert 0 < len(exporter.steps) <= 256
+
+
+def test_an_exporter_is_given_once() -> None:
+    """The same object twice is refused: it would be opened twice and closed once."""
+    exporter = RecordingExporter()
+    with pytest.raises(ValueError, match="the same RecordingExporter twice"):
+        resolve_exporters([exporter, "console", exporter])
+    assert len(resolve_exporters([exporter, RecordingExporter()])) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("API request to http://me:s3cret@host:80/x failed", "http://***@host:80/x failed"),
+        ("https://token@host", "https://***@host"),
+        ("mail me@example.org about http://host/a@b", "me@example.org about http://host/a@b"),
+    ],
+)
+def test_passwords_in_addresses_are_not_told(text: str, told: str) -> None:
+    """What an exporter's error says is logged without the user and password of its URLs."""
+    assert redacted(text).endswith(told) and "s3cret" not in redacted(text)
 
 
 def test_no_thread_is_left() -> None:

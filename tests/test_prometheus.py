@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,56 @@ def test_the_table_of_metrics_is_what_is_served(accept: str) -> None:
     assert {name for name, kind in kinds.items() if kind == "counter"} == {
         name for name in by_name if name.endswith("_total")
     }
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=abc",
+        "application/openmetrics-text; escaping=allow-utf-8",
+        "*/*;q=x",
+        "\xe9",
+    ],
+)
+def test_an_odd_accept_header_gets_a_page(accept: str) -> None:
+    """Whatever a client says it takes, it gets one of the two formats, under its own name."""
+    with opened() as exporter:
+        exporter.export(everything())
+        request = urllib.request.Request(str(exporter.url), headers={"Accept": accept})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            kind, body = answer.headers["Content-Type"], answer.read()
+    assert body.endswith(b"# EOF\n") == kind.startswith("application/openmetrics-text; version=1.0")
+    assert kind.startswith("text/plain; version=0.0.4") or body.endswith(b"# EOF\n")
+
+
+def test_a_layer_without_a_gradient_is_not_shown() -> None:
+    """What it had before is no news; its update's ratio, measured now and then, stays."""
+    first, second, _ = everything()
+    assert isinstance(second, StepRecord) and second.gradients is not None
+    name = second.gradients.names[0]
+    values = second.gradients.values.copy()
+    values[0] = math.nan
+    gone = replace(
+        second,
+        step=second.step + 1,
+        gradients=LayerTable(second.gradients.names, values, second.gradients.columns),
+        updates=None,
+    )
+    with opened() as exporter:
+        exporter.export([first, second])
+        assert ("gradtrace_layer_grad_norm", name) in scrape(exporter)
+        exporter.export([gone])
+        page = scrape(exporter)
+    assert ("gradtrace_layer_grad_norm", name) not in page
+    assert ("gradtrace_layer_zero_fraction", name) not in page
+    assert ("gradtrace_layer_update_ratio", name) in page
+
+
+def test_the_last_spike_is_the_newest() -> None:
+    """One that lasted is told again at its end, after a newer one: that does not set it back."""
+    with opened() as exporter:
+        exporter.export([spike(4), spike(7), replace(spike(4), duration=5)])
+        assert scrape(exporter)["gradtrace_last_spike_step",] == 7
 
 
 def test_counters_begin_at_zero() -> None:

@@ -221,6 +221,9 @@ class Causes:
             if _coincides(period, steps)
         ]
         text = f"spikes come every {period.steps} steps ({period.hits} of {period.slots} times)"
+        micro_batches = len(facts.batches)
+        if micro_batches > 1:
+            text += f", {period.steps * micro_batches} batches at {micro_batches} a step"
         if matches:
             text += f", as do {', '.join(matches)}"
         yield Cause(
@@ -229,6 +232,7 @@ class Causes:
             1.0 - period.p_value,
             {
                 "steps": period.steps,
+                "batches": period.steps * max(1, micro_batches),
                 "phases": list(period.phases[:SHOWN]),
                 "hits": period.hits,
                 "slots": period.slots,

@@ -40,9 +40,10 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         return f"{max(1, round(seconds * scale))}s"
 
     def happened(counter: str) -> str:
+        # One that was there before a scrape that failed is no new one.
         return (
-            f"increase({counter}[{span(120)}]) > 0 "
-            f"or ({counter} > 0 unless {counter} offset {span(120)})"
+            f"increase({counter}[{span(120)}]) > 0 or "
+            f"({counter} > 0 unless last_over_time({counter}[{span(3600)}] offset {span(120)}))"
         )
 
     spikes = "sum by (run, rank) (increase(gradtrace_spikes_total[{}]{}))"
@@ -92,9 +93,13 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         ),
         Rule(
             "GradtraceStepsSkipped",
-            f"increase(gradtrace_skipped_steps_total[{span(300)}]) >= 10 and "
-            f"increase(gradtrace_skipped_steps_total[{span(300)}]) > "
-            f"0.5 * increase(gradtrace_steps_total[{span(300)}])",
+            # The second half is for steps that take half a minute and more.
+            " or ".join(
+                f"(increase(gradtrace_skipped_steps_total[{span(window)}]) >= {fewest} and "
+                f"increase(gradtrace_skipped_steps_total[{span(window)}]) > "
+                f"0.5 * increase(gradtrace_steps_total[{span(window)}]))"
+                for window, fewest in ((300, 10), (3600, 8))
+            ),
             0,
             "critical",
             "the loss scaler skips most steps",
@@ -112,8 +117,8 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         ),
         Rule(
             "GradtraceVanishingLayer",
-            "gradtrace_layer_grad_norm < on (run, rank) group_left () 1e-7 * gradtrace_grad_norm "
-            f"and {ACTIVE}",
+            "gradtrace_layer_grad_norm < on (run, rank) group_left () "
+            f"1e-7 * (gradtrace_grad_norm < Inf) and {ACTIVE}",
             300 * scale,
             "warning",
             "almost no gradient reaches {{ $labels.layer }}",
@@ -133,8 +138,10 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         ),
         Rule(
             "GradtraceLossNotFalling",
-            f"avg_over_time(gradtrace_loss[{span(3600)}]) >= "
-            f"avg_over_time(gradtrace_loss[{span(3600)}] offset {span(3600)}) and {ACTIVE}",
+            # A NaN, which equals nothing, would spoil the whole mean.
+            f"avg_over_time((gradtrace_loss < Inf)[{span(3600)}:{span(30)}]) >= "
+            f"avg_over_time((gradtrace_loss < Inf)[{span(3600)}:{span(30)}] offset {span(3600)}) "
+            f"and {ACTIVE}",
             1800 * scale,
             "info",
             "the loss is no lower than an hour before",
