@@ -153,7 +153,8 @@ def test_what_was_not_begun_in_time_is_left_to_others() -> None:
     assert exporter.reached.wait(SOON)
     assert close_all([worker], 0.0) == {"hanging": "1,000 steps"}
     exporter.release()
-    assert worker._thread.join(SOON) is None and exporter.closed
+    worker._thread.join(SOON)
+    assert exporter.closed
     assert 0 < len(exporter.steps) <= 256
 
 

@@ -460,6 +460,61 @@ def test_a_frozen_core_holds_up_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_core_that_goes_on_takes_everything(tmp_path: Path) -> None:
+    """Stopped for a while and continued, wandb-core has every row, each once."""
+    exporter = WandbExporter()
+
+    def during(trace: Any, step: int) -> None:
+        if step == 40:
+            assert trace.flush(30)
+            stopped = core()
+            os.kill(stopped, signal.SIGSTOP)
+            threading.Timer(2.0, os.kill, (stopped, signal.SIGCONT)).start()
+
+    _, trace = train(dataset(3), tmp_path, exporters=[exporter], during=during, close_timeout=30.0)
+    assert trace.notes == [] and trace.path is not None
+    assert_complete(trace.path, file_of(exporter.run))
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {support!r}]
+from spiking import dataset, train
+from gradtrace.exporters.wandb import WandbExporter
+
+def during(trace, step):
+    if step == 70:
+        trace.flush()
+        time.sleep({pause})  # so much of it has been written by then
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.005)
+
+train(dataset(3), Path("runs"), exporters=[WandbExporter()], during=during, run="killed")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.0, 0.7, 3.5])
+def test_what_a_killed_training_owes_is_sent_later(tmp_path: Path, pause: float) -> None:
+    """SIGKILL for the process: `gradtrace send` delivers what W&B did not write, and no more."""
+    here = Path(__file__).parent
+    code = KILLED.format(tests=str(here), support=str(here / "support"), pause=pause)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    command = [str(Path(sys.executable).with_name("gradtrace"))]
+    command += ["send", "runs/killed", "--to", "wandb"]
+    for _ in range(2):
+        sent = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert sent.returncode == 0, sent.stderr
+    assert "0 steps" in sent.stdout
+    files = [File(path) for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))]
+    assert_complete(tmp_path / "runs" / "killed", *files)
+    # Nothing is owed after so long, and nothing is sent.
+    assert len(files) == (2 if pause < 2 else 1)
+
+
+@pytest.mark.slow
 def test_a_server_that_never_answers_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
