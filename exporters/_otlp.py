@@ -7,6 +7,7 @@ two collections and fold what has many attributes into one: here each step is a 
 from __future__ import annotations
 
 import gzip
+import http.client
 import math
 import ssl
 import urllib.error
@@ -81,7 +82,10 @@ class Encoder:
         return data
 
     def refused(self, kind: str, answer: bytes) -> tuple[int, str]:
-        """How many points or records a collector did not take, and why."""
+        """How many points or records a collector did not take, and why.
+
+        Raises DecodeError, of protobuf, for an answer that is none of OTLP's.
+        """
         if kind == "metrics":
             said = self._metrics.ExportMetricsServiceResponse.FromString(answer).partial_success
             return int(said.rejected_data_points), str(said.error_message)
@@ -171,12 +175,18 @@ class Collector:
         )
 
     def post(self, data: bytes) -> bytes:
-        """The answer. Raises RefusedError for a wrong request, OSError for all that may pass."""
+        """The answer; empty where it breaks off after a status of success.
+
+        Raises RefusedError for a wrong request, OSError for all that may pass.
+        """
         body = gzip.compress(data, compresslevel=1) if self._compressed else data
         request = urllib.request.Request(self._url, body, self._headers, method="POST")
         try:
             with self._opener.open(request, timeout=self._timeout) as answer:
-                got: bytes = answer.read(MOST_ANSWER)
+                try:
+                    got: bytes = answer.read(MOST_ANSWER)
+                except (OSError, http.client.HTTPException):
+                    return b""  # it was taken: sent again, it would be there twice
                 return got
         except urllib.error.HTTPError as error:
             with error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import threading
 from collections.abc import Callable
@@ -11,6 +12,15 @@ logger = logging.getLogger("gradtrace")
 
 EVERY = 15.0
 TIMEOUT = 5.0
+
+
+def check_gateway(gateway: str) -> None:
+    """Raises ValueError for an address with user or password, which is not repeated."""
+    if "@" in gateway:
+        raise ValueError(
+            "pushgateway holds a user or a password; expected its address, such as "
+            "127.0.0.1:9091, without them: give them as push_auth=(user, password)"
+        )
 
 
 class Pusher:
@@ -96,6 +106,7 @@ class Pusher:
         headers: list[tuple[str, str]],
         data: bytes,
     ) -> Callable[[], None]:
+        url = self._without_dots(url)
         body = self._page() if method == "PUT" else data
         exposition = self._client.exposition
         if self._auth is None:
@@ -104,3 +115,16 @@ class Pusher:
             made = exposition.basic_auth_handler(url, method, timeout, headers, body, *self._auth)
         call: Callable[[], None] = made
         return call
+
+    def _without_dots(self, url: str) -> str:
+        """The same address, as the gateway takes it where a value is "." or "..".
+
+        It reads these as folders and sends the client elsewhere.
+        """
+        parts = url.split("/")
+        # The address ends with names and values: those of the job and of each label.
+        for at in range(len(parts) - 2 * len(self._labels) - 1, len(parts), 2):
+            if parts[at] in (".", ".."):
+                parts[at - 1] += "@base64"
+                parts[at] = base64.urlsafe_b64encode(parts[at].encode()).decode()
+        return "/".join(parts)

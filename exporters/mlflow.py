@@ -13,7 +13,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ from gradtrace.exporters._retry import Unsent
 from gradtrace.keyvalues import RunTotals, StepValues
 from gradtrace.layerseries import Layers, check_layers
 from gradtrace.records import Record, RunInfo, StepRecord
+from gradtrace.redacted import redacted
 
 logger = logging.getLogger("gradtrace")
 
@@ -43,7 +45,9 @@ class MLflowExporter:
 
     The values go into the run that is active on the thread that starts the trace, or into
     `run_id`, or into a run of its own in `experiment` (MLflow's current one if None), made as soon
-    as the server answers. Its own run is ended at the end, a joined one is left as it is.
+    as the server answers. Its own run is ended at the end, a joined one is left as it is. It ends
+    as FAILED where the run directory says that an exception ended the loop, else as FINISHED: while
+    the trace closes, that is not known yet, but `gradtrace send` knows it.
     `tracking_uri` is MLflow's own setting if None. `layers`: how many layers beside the groups, or
     globs over their names. NaN and Inf are not sent; `gradtrace/nonfinite_steps` counts them.
 
@@ -162,24 +166,26 @@ class MLflowExporter:
     def close(self) -> None:
         """Sends summary, tags and files, and ends the run if it is its own.
 
-        Takes at most about `timeout` seconds. What fails is logged. Nothing is sent when no step
-        came, or when steps are left that the server did not take: they are to be sent first.
+        Takes at most about `timeout` seconds. What fails is logged, in one warning, and holds up
+        nothing else. Nothing is sent when no step came, or when steps are left that the server did
+        not take: they are to be sent first.
         """
         if not self._opened:
             return
+        attempts = _Attempts(time.monotonic() + self._timeout / 2)
         try:
             if self._last is not None and self._batch is None:
-                self._finish(self._last, time.monotonic() + self._timeout / 2)
-        except Exception as error:
-            logger.warning(
-                "exporter mlflow could not send all of the end of run %s: %s: %s",
-                self._run.name,
-                type(error).__name__,
-                error,
-            )
+                self._finish(self._last, attempts)
         finally:
             self._stack.close()
             self._opened = False
+        if attempts.missing:
+            logger.warning(
+                "exporter mlflow could not send all of the end of run %s: it lacks %s: %s",
+                self._run.name,
+                ", ".join(attempts.missing[:5]) + (", ..." if len(attempts.missing) > 5 else ""),
+                redacted(f"{type(attempts.error).__name__}: {attempts.error}"),
+            )
 
     # -- records ---
 
@@ -298,35 +304,52 @@ class MLflowExporter:
 
     # -- the end ---
 
-    def _finish(self, last: StepRecord, until: float) -> None:
-        self._connect()
+    def _finish(self, last: StepRecord, attempts: _Attempts) -> None:
+        if not attempts.works(self._connect):
+            attempts.missing.append("all of it")
+            return
         when = int(last.time * 1000)
         summary = self._totals.values()
-        self._send([(key, value, when, last.step + 1) for key, value in summary.items()])
-        tag = self._entities.RunTag
+        status = _status(self._run.path)
+        rows = [(key, value, when, last.step + 1) for key, value in summary.items()]
+        if not attempts.works(lambda: self._send(rows)):
+            # The file store has no key below another: gradtrace/grad_norm is a file there.
+            for row in rows:
+                attempts.attempt(row[0], partial(self._send, [row]))
+        if self._own:
+            # Also when time is over, which is half of the timeout: a run left open looks alive.
+            attempts.attempt("its end", lambda: self._terminate(status, when), always=True)
         tags = self._tags() | {
             "gradtrace.spikes": str(int(summary["gradtrace/spikes"])),
-            "gradtrace.status": _status(self._run.path),
+            "gradtrace.status": status,
         }
-        self._client.log_batch(
-            self._run_id, tags=[tag(*item) for item in tags.items()], synchronous=True
+        made = [self._entities.RunTag(*item) for item in tags.items()]
+        attempts.attempt(
+            "tags", lambda: self._client.log_batch(self._run_id, tags=made, synchronous=True)
         )
-        if self._own:
-            with _quiet.applied("true"):
-                self._client.set_terminated(self._run_id, "FINISHED", end_time=when)
-        with tempfile.TemporaryDirectory(prefix="gradtrace-") as folder:
-            for path in self._files(Path(folder)):
-                if time.monotonic() > until:
-                    raise TimeoutError(f"no time was left for {path.name}")
-                self._client.log_artifact(self._run_id, str(path), "gradtrace")
+        attempts.attempt("files", lambda: self._send_files(attempts))
 
-    def _files(self, folder: Path) -> Iterator[Path]:
+    def _terminate(self, status: str, when: int) -> None:
+        # As MLflow's own `with start_run()` ends.
+        how = "FAILED" if status.startswith("ended by ") else "FINISHED"
+        with _quiet.applied("true"):
+            self._client.set_terminated(self._run_id, how, end_time=when)
+
+    def _send_files(self, attempts: _Attempts) -> None:
+        def send(path: Path) -> None:
+            attempts.attempt(
+                path.name,
+                lambda: self._client.log_artifact(self._run_id, str(path), "gradtrace"),
+            )
+
         if self._run.path is not None:
-            paths = (self._run.path / name for name in ("events.jsonl", "run.json"))
-            yield from (path for path in paths if path.is_file())
-        figure = folder / "loss_and_grad_norm.png"
-        if self._curves.draw(figure):
-            yield figure
+            for name in ("events.jsonl", "run.json"):
+                if (self._run.path / name).is_file():
+                    send(self._run.path / name)
+        with tempfile.TemporaryDirectory(prefix="gradtrace-") as folder:
+            figure = Path(folder) / "loss_and_grad_norm.png"
+            if self._curves.draw(figure):
+                send(figure)
 
     # -- mlflow.json ---
 
@@ -350,6 +373,32 @@ class MLflowExporter:
                 f"run {self._run.name!r} was sent to {before!r}, and no tracking server is set "
                 "now: set MLFLOW_TRACKING_URI to that or to another one"
             )
+
+
+class _Attempts:
+    """Tries one call after the other, until a time; keeps what is missing and the first error."""
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+        self.missing: list[str] = []
+        self.error: Exception | None = None
+
+    def attempt(self, what: str, call: Callable[[], object], *, always: bool = False) -> None:
+        """Calls, also when time is over if `always`; `what` is missing if that fails."""
+        if not self.works(call, always=always):
+            self.missing.append(what)
+
+    def works(self, call: Callable[[], object], *, always: bool = False) -> bool:
+        """Whether the call was made and raised nothing."""
+        error: Exception = TimeoutError("no time was left")
+        if always or time.monotonic() <= self._until:
+            try:
+                call()
+                return True
+            except Exception as raised:
+                error = raised
+        self.error = self.error or error
+        return False
 
 
 # Per process by nature, as the environment is.

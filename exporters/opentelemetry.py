@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,8 @@ class OpenTelemetryExporter:
 
     Neither OpenTelemetry's global providers nor its SDK's exporters are used: theirs tell the
     newest value each minute. A request takes at most about `timeout` seconds. What a collector
-    refuses for good is counted in `refused`; all else is tried again.
+    refuses for good is counted in `refused`; all else is tried again. A 2xx is success, whatever
+    the answer says.
 
     Raises ImportError where the packages are not installed, TypeError or ValueError for wrong
     settings, and OSError for a certificate that cannot be read.
@@ -103,7 +105,7 @@ class OpenTelemetryExporter:
         }
         self._dropped: Callable[[], Mapping[str, int]] = dict
         self._refused = 0
-        self._told = False
+        self._told: set[str] = set()
 
     @property
     def refused(self) -> int:
@@ -182,14 +184,28 @@ class OpenTelemetryExporter:
 
     def _send(self, kind: str, count: int, data: bytes) -> None:
         try:
-            refused, reason = self._encoder.refused(kind, self._collectors[kind].post(data))
+            answer = self._collectors[kind].post(data)
         except RefusedError as error:
             refused, reason = count, str(error)
+        else:
+            try:
+                refused, reason = self._encoder.refused(kind, answer)
+            except Exception:  # sent again it would be there twice, and so for ever
+                refused, reason = 0, ""
+                self._tell(
+                    "unreadable",
+                    f"the collector took {kind} with an answer that is not OTLP's, such as a proxy "
+                    f"gives: {answer[:80]!r}",
+                )
         if refused:
             self._refused += refused
-            if not self._told:
-                self._told = True
-                logger.warning("exporter opentelemetry: %d %s refused: %s", refused, kind, reason)
+            self._tell("refused", f"{refused} {kind} refused: {reason}")
+
+    def _tell(self, trouble: str, text: str) -> None:
+        """Warns, of the same trouble once."""
+        if trouble not in self._told:
+            self._told.add(trouble)
+            logger.warning("exporter opentelemetry: %s", text)
 
 
 def _checked_endpoint(endpoint: object) -> str:
@@ -198,6 +214,12 @@ def _checked_endpoint(endpoint: object) -> str:
     if value is None:
         value = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or ENDPOINT
     expected = f"expected a collector's address such as {ENDPOINT}"
+    if re.search(r"(^|://)[^/?#]*@", str(value)):
+        # Not repeated: it holds a password.
+        raise ValueError(
+            f"{given} holds a user or a password; {expected}, without them: send them with "
+            'headers={"Authorization": "Basic ..."} or OTEL_EXPORTER_OTLP_HEADERS'
+        )
     if not isinstance(value, str):
         raise TypeError(f"{given} is {value!r}; {expected}")
     try:
@@ -206,7 +228,9 @@ def _checked_endpoint(endpoint: object) -> str:
     except ValueError:
         right = False
     if not right or any(c.isspace() for c in value):
-        raise ValueError(f"{given} is {value!r}; {expected}")
+        # What comes before an @ may be a password with a slash.
+        got = repr(value) if "@" not in value else "wrong, and has an @"
+        raise ValueError(f"{given} is {got}; {expected}")
     return value.rstrip("/").removesuffix("/v1/metrics").rstrip("/")
 
 

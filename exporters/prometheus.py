@@ -13,7 +13,7 @@ from typing import Any
 
 from gradtrace.exporters._endpoint import Endpoint
 from gradtrace.exporters._exposition import render
-from gradtrace.exporters._pushgateway import EVERY, Pusher
+from gradtrace.exporters._pushgateway import EVERY, Pusher, check_gateway
 from gradtrace.exporters._samples import RunSamples
 from gradtrace.layerseries import Layers, check_layers
 from gradtrace.records import Record, RunInfo
@@ -74,6 +74,7 @@ class PrometheusExporter:
         _check_text("job", job, "the job's name at the Pushgateway")
         if pushgateway is not None:
             _check_text("pushgateway", pushgateway, "its address, such as 127.0.0.1:9091")
+            check_gateway(pushgateway)
         if isinstance(push_every, bool) or not isinstance(push_every, (int, float)):
             raise TypeError(f"push_every is {push_every!r}; expected seconds, such as {EVERY:g}")
         if not 0 < push_every < threading.TIMEOUT_MAX:

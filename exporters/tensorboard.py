@@ -25,6 +25,8 @@ logger = logging.getLogger("gradtrace")
 
 _files = count()
 MAX_TEXT = 4000
+SUFFIX = ".gradtrace"
+"""How the names of our own event files end."""
 
 
 class TensorBoardExporter:
@@ -36,8 +38,11 @@ class TensorBoardExporter:
     behind the last. Ranks above 0 write to a folder `rankN` in it. `layers`: how many layers beside
     the groups, or globs over their names. TensorBoard keeps scalars as float32, NaN and Inf too.
 
-    A file that gradtrace continues (`gradtrace send`) takes the place of what an earlier file has
-    of the same steps. A disk that refuses leaves the file as it was after the last whole step.
+    In a directory that holds event files of others when the trace starts, such as those of your
+    own SummaryWriter, it writes to the folder `gradtrace`, which TensorBoard shows as a run beside
+    theirs. A file that gradtrace continues (`gradtrace send`) takes the place of what an earlier
+    file of its own in that folder has of the same steps. A disk that refuses leaves the file as it
+    was after the last whole step.
 
     Raises ImportError where tensorboard is not installed, TypeError or ValueError for wrong
     settings; `open` raises OSError where the folder cannot be written, ValueError where there is
@@ -84,8 +89,14 @@ class TensorBoardExporter:
         self._begun = False
         folder = self._folder(run)
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_files)}"
-        self._path = folder / f"events.out.tfevents.{name}.gradtrace"
+        if _holds_events(folder, own=False):
+            # TensorBoard follows one file a folder, and a restart hides what anybody wrote in it.
+            folder /= "gradtrace"
+            folder.mkdir(exist_ok=True)
+        self._continues = _holds_events(folder, own=True)
+        # TensorBoard reads files in the order of their names: within a second, too, ours rise.
+        name = f"{time.time():.6f}.{socket.gethostname()}.{os.getpid()}.{next(_files)}"
+        self._path = folder / f"events.out.tfevents.{name}{SUFFIX}"
         # Unbuffered, so that what was written and what was not is known.
         self._file = self._path.open("xb", buffering=0)
         self._good = 0
@@ -146,17 +157,21 @@ class TensorBoardExporter:
         ]
 
     def _begin(self, record: StepRecord) -> list[Any]:
-        """Says that steps of earlier files count no more from here on; and what the run is."""
+        """Says that steps of earlier files, if any, count no more from here on; what the run is."""
         self._begun = True
-        log = self._event.SessionLog(status=self._event.SessionLog.START)
-        start = self._event.Event(wall_time=record.time, step=record.step, session_log=log)
+        found: list[Any] = []
+        if self._continues:
+            log = self._event.SessionLog(status=self._event.SessionLog.START)
+            found.append(
+                self._event.Event(wall_time=record.time, step=record.step, session_log=log)
+            )
         if record.step or not self._run.config:
-            return [start]
+            return found
         rows = [
             f"| `{_cell(k)}` | `{_cell(v)}` |" for k, v in flat_params(self._run.config).items()
         ]
         table = "\n".join(["| parameter | value |", "|---|---|", *rows])
-        return [start, self._text(record.step, record.time, f"{PREFIX}config", table)]
+        return [*found, self._text(record.step, record.time, f"{PREFIX}config", table)]
 
     def _scalars(self, step: int, when: float, values: dict[str, float]) -> Any:
         event = self._event.Event(wall_time=when, step=step)
@@ -186,6 +201,12 @@ class TensorBoardExporter:
                 self._file.seek(self._good)
             raise
         self._good = self._file.tell()
+
+
+def _holds_events(folder: Path, *, own: bool) -> bool:
+    """Whether event files of our own are in the folder; or, if not `own`, those of others."""
+    names = [path.name for path in folder.iterdir()]
+    return any("tfevents" in name and name.endswith(SUFFIX) is own for name in names)
 
 
 def _said(event: Event) -> str:

@@ -81,6 +81,8 @@ class Collector:
         self.module_names: list[str] = []
         self._modules: tuple[str, ...] = ()
         self.burst_until = -1
+        self.backwards = self.others = 0
+        """Backwards that reached watched parameters, and those that did not."""
         self._readable = all(p.device.type != "meta" for p in parameters.tensors)
         self._open_part(0)
 
@@ -136,7 +138,9 @@ class Collector:
         """A backward ended. `loss` is a copy of the unscaled loss, `scale` what multiplied it."""
         written = self._reader.after_backward(before)
         if not written and not self._stepped_in_backward:
+            self.others += 1
             return  # another model's
+        self.backwards += 1
         self._clipped = False
         self._written.update(written)
         if loss is not None:

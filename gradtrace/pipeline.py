@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
 import time
 import weakref
@@ -22,6 +21,7 @@ from typing import Protocol
 from gradtrace.cursors import Cursor, Position, safe_name
 from gradtrace.exporter import Exporter
 from gradtrace.records import TABLE_COLUMNS, Record, StepRecord
+from gradtrace.redacted import redacted
 
 logger = logging.getLogger("gradtrace")
 
@@ -378,11 +378,6 @@ class ExporterWorker:
         self._changed = threading.Condition()
         self._queue.clear()
         self._owed = Owed()
-
-
-def redacted(text: str) -> str:
-    """The text without the user and the password that its URLs may hold."""
-    return re.sub(r"(?<=://)[^/?#\s]*@", "***@", text)
 
 
 def after(position: Position, records: Sequence[Record] | deque[Record]) -> Position:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,7 @@ from gradtrace.exporter import Exporter, Watching
 from gradtrace.guard import Guard
 from gradtrace.measure.handoff import Handoff
 from gradtrace.measure.parameters import Parameters
+from gradtrace.misuse import Seen, mistakes
 from gradtrace.openstep import LateLog, RawStep
 from gradtrace.pipeline import ExporterWorker, close_all, unique_names
 from gradtrace.recent import Recent
@@ -44,6 +46,10 @@ logger = logging.getLogger("gradtrace")
 _DEFAULT_RULE = SpikeRule()
 _DRAIN = 5.0
 """Seconds that closing waits for values still on an accelerator."""
+_NONPOSITIVE = 20
+"""Steps with a loss of zero or less before that is noted; a single zero is a perfect fit."""
+_HURRIED = 1.0
+"""The same after Ctrl-C."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,9 @@ class Trace:
         self._watch: Watch | None = None
         self._spikes: SpikeDetector | None = None
         self._saved_spikes: Mapping[str, Any] = {}
+        self._nonpositive = 0
+        self._gradients_seen = False
+        self._loader_given = False
         self._state = "new"
 
     # -- life ---
@@ -171,6 +180,9 @@ class Trace:
             close_all(self._workers, 1.0)
             if self._run_log is not None:
                 self._run_log.close({}, status="failed to start")
+            if self._path is not None:
+                # Nothing ran, so the name is free for another try.
+                shutil.rmtree(self._path, ignore_errors=True)
             raise
         self._state = "running"
         atexit.register(self.close)
@@ -244,6 +256,9 @@ class Trace:
             worker.start()
         self._background.start()
         watch.attach(self._taps, self._settings.loaders)
+        self._loader_given = bool(self._settings.loaders)
+        # An ended trace shall not keep them and their workers alive.
+        self._settings = replace(self._settings, loaders=[])
         if any(hasattr(p, "to_local") for p in self._parameters.tensors) or any(
             type(module).__name__ == "FullyShardedDataParallel"
             for model in self._settings.models.values()
@@ -305,14 +320,50 @@ class Trace:
         if self._state != "running" or os.getpid() != self._pid:
             return  # a forked child leaves the parent's trace alone
         self._state = "closed"
-        atexit.unregister(self.close)
         self._taps.close()
         self._guard.wrap("closing the last step", self._collector.finish)()
+        if self._run_log is not None and status != "finished":
+            # Exporters, which end their own runs now, may want to know.
+            self._run_log.update_info({"status": status})
+        interrupted: BaseException | None = None
+        try:
+            left = self._wait(_DRAIN, self._settings.close_timeout)
+        except BaseException as error:  # Ctrl-C, and the run log shall be whole nevertheless
+            interrupted = error
+            left = self._wait(_HURRIED, 0.0)
+        self._guard.wrap("looking for what was missed", self._look_for_misuse)()
+        self._settle(left, status)
+        atexit.unregister(self.close)
+        if interrupted is not None:
+            raise interrupted
+
+    def _wait(self, drain: float, close_timeout: float) -> dict[str, str]:
+        """Lets everything arrive; what the exporters still owe, in words, by name."""
         assert self._background is not None
-        self._background.stop(time.monotonic() + _DRAIN)
+        self._background.stop(time.monotonic() + drain)
         if self._run_log is not None:
             self._run_log.flush()
-        for name, owed in close_all(self._workers, self._settings.close_timeout).items():
+        return close_all(self._workers, close_timeout)
+
+    def _look_for_misuse(self) -> None:
+        """Notes why there is nothing to see where there should be."""
+        assert self._watch is not None
+        seen = Seen(
+            steps=self._recent.count,
+            backwards=self._collector.backwards,
+            others=self._collector.others,
+            gradients=self._gradients_seen,
+            loader=self._loader_given,
+            batches=self._watch.delivered_batches,
+        )
+        for source, message in mistakes(seen):
+            self._note(source, message)
+            logger.warning("%s", message)
+
+    def _settle(self, left: Mapping[str, str], status: str) -> None:
+        """Tells what is owed and lost, and ends the run log."""
+        assert self._background is not None
+        for name, owed in left.items():
             if owed:
                 self._note(
                     f"exporter {name}",
@@ -526,6 +577,15 @@ class Trace:
         for record in records:
             if isinstance(record, StepRecord):
                 self._stats.update(record)
+                self._gradients_seen |= record.grad_norm is not None
+                if record.loss is not None and record.loss <= 0:
+                    self._nonpositive += 1
+                    if self._nonpositive == _NONPOSITIVE and self._spikes is not None:
+                        self._note(
+                            "spikes",
+                            "the loss is not above zero: its spikes, which are judged as ratios, "
+                            "are not looked for; those of the gradient norm are",
+                        )
 
 
 def _nothing() -> None:

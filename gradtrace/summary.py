@@ -21,7 +21,10 @@ OFTEN = 0.5
 
 @dataclass(frozen=True, slots=True)
 class LossSummary:
-    """The loss at both ends of the run, and its lowest value with the step that had it."""
+    """The loss at both ends of the run, and its lowest value with the step that had it.
+
+    `first` and `lowest` are finite; `last` is what the last step had, NaN or Inf too.
+    """
 
     first: float
     last: float
@@ -111,7 +114,7 @@ def summarize(run: Run) -> Summary:
         status=run.status,
         steps=len(number),
         seconds=seconds,
-        loss=_loss(number, loss),
+        loss=_loss(number, loss, _seen(steps, "loss")),
         percentiles=percentiles,
         clipping=clipping,
         nonfinite_steps=int(bad.sum()),
@@ -125,14 +128,15 @@ def summarize(run: Run) -> Summary:
     )
 
 
-def _loss(number: Array, loss: Array) -> LossSummary | None:
+def _loss(number: Array, loss: Array, recorded: npt.NDArray[np.bool_]) -> LossSummary | None:
     seen = np.flatnonzero(np.isfinite(loss))
     if not len(seen):
         return None
+    told = np.flatnonzero(recorded)
     lowest = seen[np.argmin(loss[seen])]
     return LossSummary(
         first=float(loss[seen[0]]),
-        last=float(loss[seen[-1]]),
+        last=float(loss[told[-1]]),
         lowest=float(loss[lowest]),
         lowest_step=int(number[lowest]),
     )

@@ -107,6 +107,11 @@ class Watch:
         else:
             yield from loaders.watched(iterable, self)
 
+    @property
+    def delivered_batches(self) -> int:
+        """How many batches the loop has got."""
+        return self._batches
+
     def forward_order(self) -> Mapping[str, int]:
         """The rank of each module in the order of first execution, as far as it is known."""
         return self._modules.order()

@@ -495,6 +495,71 @@ def test_closing_takes_no_longer_than_its_timeout(
     assert "could not send all of the end" in caplog.text
 
 
+def test_what_fails_at_the_end_holds_up_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file store, which has no key below another, still ends the run, with all else it takes."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = (tmp_path / "store").as_uri()
+    (tmp_path / "events.jsonl").write_text("{}\n")
+    exporter = MLflowExporter(tracking_uri=uri)
+    exporter.open(info(path=tmp_path))
+    exporter.export([record(0), record(1)])
+
+    def fail(path: Path) -> bool:
+        raise RuntimeError("no figure")
+
+    monkeypatch.setattr(exporter._curves, "draw", fail)
+    with caplog.at_level(logging.WARNING, "gradtrace"):
+        exporter.close()
+    there: Any = MlflowClient(uri)
+    run = there.get_run(exporter.run_id)
+    assert run.info.status == "FINISHED"
+    for key in ("spikes", "spike_share", "clip/fraction_overall"):
+        assert set(history(there, exporter.run_id, f"gradtrace/{key}")) >= {2}, key
+    assert run.data.tags["gradtrace.status"] == "closed"
+    assert there.list_artifacts(exporter.run_id, "gradtrace")[0].path == "gradtrace/events.jsonl"
+    [told] = [r.getMessage() for r in caplog.records if r.name == "gradtrace"]
+    lacks = [f"gradtrace/grad_norm/{p}" for p in ("p50", "p95", "p99")]
+    assert f"it lacks {', '.join(lacks)}, files: " in told
+
+
+def test_a_run_that_an_exception_ended_has_failed(
+    server: MlflowServer, client: Any, tmp_path: Path
+) -> None:
+    """Sent later, when the run directory tells how the loop ended, MLflow's run is FAILED."""
+
+    def fail(trace: object, step: int) -> None:
+        raise KeyError(step)
+
+    with pytest.raises(KeyError):
+        train(dataset(), tmp_path, run="mine", epochs=1, during=fail)
+    send(tmp_path / "mine", exporter := MLflowExporter(tracking_uri=server.url))
+    run = client.get_run(exporter.run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["gradtrace.status"] == "ended by KeyError"
+
+
+def test_passwords_stay_out_of_the_log(
+    server: MlflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the end cannot be sent, the warning shows the address without user and password."""
+    dead: list[bool] = []
+    with LossyProxy(server.port, lose=lambda line: bool(dead)) as proxy:
+        uri = proxy.url.replace("://", "://me:secret@")
+        exporter = MLflowExporter(tracking_uri=uri)
+        exporter.open(info())
+        exporter.export([record(0)])
+        dead.append(True)
+        with caplog.at_level(logging.WARNING, "gradtrace"):
+            exporter.close()
+    [told] = [r.getMessage() for r in caplog.records if r.name == "gradtrace"]
+    assert "could not send all of the end" in told and "://***@127.0.0.1" in told
+    assert "secret" not in told
+
+
 def test_no_steps_make_no_run(server: MlflowServer, client: Any) -> None:
     """A trace that ends before its first step leaves nothing in MLflow."""
     before = len(client.search_runs(["0"]))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import math
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,41 @@ def test_what_is_refused_for_good_is_counted(caplog: pytest.LogCaptureFixture) -
     assert caplog.text.count("refused") == 1
 
 
+@pytest.mark.parametrize("body", [b"{}", b"<html><body>welcome</body></html>"])
+def test_a_success_is_one_whatever_it_says(body: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """A 200 with JSON or HTML has taken the records: none is sent twice, and it is told once."""
+    with Answering(200, body) as answering:
+        exporter = OpenTelemetryExporter(answering.url)
+        exporter.open(info())
+        for step in range(3):
+            exporter.export([record(step), spike(step)])
+        exporter.close()
+        assert steps_in(answering) == [1, 2, 3]
+        assert len(answering.requests) == 7
+    assert exporter.refused == 0
+    assert caplog.text.count("not OTLP's") == 1
+
+
+def test_a_success_that_breaks_off_is_one() -> None:
+    """A 200 whose body never comes has taken the records."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        held: list[socket.socket] = []
+
+        def answer() -> None:
+            held.append(listening.accept()[0])
+            held[0].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        port = listening.getsockname()[1]
+        exporter = OpenTelemetryExporter(f"http://127.0.0.1:{port}", timeout=1.0)
+        exporter.open(info())
+        exporter.export([record(0)])
+        thread.join(10)
+        held[0].close()
+    assert exporter.refused == 0
+
+
 def test_tokens_are_not_carried_elsewhere() -> None:
     """A redirect is an error: headers may hold a token."""
     with Answering(302) as answering:
@@ -260,6 +297,12 @@ def test_a_run_without_steps_sends_nothing() -> None:
         ({"endpoint": "ftp://x"}, ValueError, "such as http"),
         ({"endpoint": "http://x:99999"}, ValueError, "endpoint is"),
         ({"endpoint": 4318}, TypeError, "endpoint is 4318"),
+        ({"endpoint": "http://me:secret@127.0.0.1:4318"}, ValueError, "user or a pass.*headers="),
+        ({"endpoint": "https://secret@x"}, ValueError, "endpoint holds .*headers="),
+        ({"endpoint": "ftp://me:secret@x"}, ValueError, "endpoint holds .*headers="),
+        ({"endpoint": "me:secret@x:4318"}, ValueError, "endpoint holds .*headers="),
+        ({"endpoint": "http://me:secret@x:99999"}, ValueError, "endpoint holds .*headers="),
+        ({"endpoint": "http://me:sec/secret@x:4318"}, ValueError, "endpoint is wrong"),
         ({"headers": ["secret"]}, TypeError, "headers"),
         ({"headers": {"a": "secret\r\nb: c"}}, TypeError, "headers"),
         ({"layers": -1}, ValueError, "layers is -1"),
@@ -275,6 +318,16 @@ def test_settings_are_checked_where_they_are_given(
     """The constructor refuses what is wrong, by its name, and repeats no secret."""
     with pytest.raises(error, match=words) as caught:
         OpenTelemetryExporter(**options)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_password_in_the_environments_endpoint_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OTEL_EXPORTER_OTLP_ENDPOINT with a password is refused by that name, without repeating it."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:secret@127.0.0.1:4318")
+    with pytest.raises(ValueError, match=r"^OTEL_EXPORTER_OTLP_ENDPOINT holds.*_HEADERS") as caught:
+        OpenTelemetryExporter()
     assert "secret" not in str(caught.value)
 
 

@@ -29,6 +29,7 @@ from spiking import dataset, train
 
 from gradtrace import Spike, load_run
 from gradtrace.exporters import PrometheusExporter
+from gradtrace.exporters._pushgateway import check_gateway
 from gradtrace.metrics import METRICS
 from gradtrace.records import (
     MOMENT_COLUMNS,
@@ -558,6 +559,37 @@ def test_batch_jobs_are_pushed_and_taken_back(tmp_path: Path) -> None:
             assert group["gradtrace_steps_total"]["type"] == "COUNTER"
             assert group["last_push_successful"] is True or group["push_time_seconds"]
         assert at(gateway) == []
+
+
+@pytest.mark.skipif(
+    is_missing("prometheus-pushgateway"), reason="prometheus-pushgateway is not installed"
+)
+@pytest.mark.parametrize("name", [".", "..", "..."])
+def test_names_that_read_as_folders_are_pushed(tmp_path: Path, name: str) -> None:
+    """Runs and jobs named "." and ".." are at the gateway by these names, and are taken back."""
+
+    def at(gateway: str) -> list[Any]:
+        with urllib.request.urlopen(f"http://{gateway}/api/v1/metrics", timeout=20) as answer:
+            data: list[Any] = json.loads(answer.read())["data"]
+            return data
+
+    with pushgateway(tmp_path) as gateway:
+        with opened(info(name), pushgateway=gateway, job=name, push_every=0.05) as exporter:
+            exporter.export(everything())
+            [group] = eventually(lambda: [g for g in at(gateway) if "gradtrace_loss" in g])
+            assert group["labels"] == {"job": name, "run": name, "rank": "0"}
+        assert at(gateway) == []
+
+
+@pytest.mark.parametrize(
+    "gateway", ["http://me:secret@127.0.0.1:9091", "me:secret@127.0.0.1:9091", "http://secret@x"]
+)
+def test_a_password_in_the_gateways_address_is_refused(gateway: str) -> None:
+    """It is refused with a word on `push_auth`, and not repeated."""
+    check_gateway("http://127.0.0.1:9091/prefix")
+    with pytest.raises(ValueError, match=r"pushgateway holds .*push_auth=") as caught:
+        check_gateway(gateway)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_gateway_that_is_down_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ import pytest
 from spike_records import record
 from spiking import dataset, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from gradtrace import Spike, load_run
 from gradtrace.delivery import deliver
@@ -205,6 +206,49 @@ def test_what_is_sent_later_takes_the_place_of_the_same_steps(tmp_path: Path) ->
         (tmp_path / "run").mkdir(exist_ok=True)
         deliver(backlog, run, TensorBoardExporter(tmp_path / "board"), again=again)
     assert scalars(tmp_path / "board", "loss").keys() == set(range(10))
+
+
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+def test_the_users_own_scalars_stay(tmp_path: Path, first: str) -> None:
+    """A SummaryWriter's scalars in the same folder are all there, also when a run is sent again."""
+
+    def write() -> None:
+        with SummaryWriter(str(tmp_path)) as writer:
+            for step in range(5):
+                writer.add_scalar("theirs", step, step)
+
+    def send() -> TensorBoardExporter:
+        exporter = TensorBoardExporter(tmp_path)
+        exporter.open(info(config={"lr": 1}))
+        exporter.export([record(step) for step in range(3)])
+        exporter.close()
+        return exporter
+
+    if first == "theirs":
+        write()
+    before = send()
+    if first == "ours":
+        write()
+    for last in (send(), send()):
+        assert last.path is not None and last.path.parent == tmp_path / "gradtrace"
+        assert [event.step for event in read(tmp_path).Scalars("theirs")] == [0, 1, 2, 3, 4]
+        assert scalars(last.path.parent, "loss").keys() == {0, 1, 2}
+    assert before.path is not None
+    assert before.path.parent == (tmp_path / "gradtrace" if first == "theirs" else tmp_path)
+    assert scalars(before.path.parent, "loss").keys() == {0, 1, 2}
+
+
+def test_a_first_file_restarts_nothing(tmp_path: Path) -> None:
+    """TensorBoard is told of a restart only where an earlier file of gradtrace's is continued."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    for restarts in ([], [4]):
+        exporter = TensorBoardExporter(tmp_path)
+        exporter.open(info())
+        exporter.export([record(4), record(5)])
+        exporter.close()
+        events = list(EventFileLoader(str(exporter.path)).Load())
+        assert [event.step for event in events if event.HasField("session_log")] == restarts
 
 
 def test_what_was_sent_before_is_counted(tmp_path: Path) -> None:

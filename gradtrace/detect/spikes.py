@@ -20,13 +20,33 @@ from gradtrace.records import Event, LevelShift, Spike, StepRecord
 def find_spikes(values: Iterable[float], rule: SpikeRule | None = None) -> list[int]:
     """The positions in a series that are spikes, by the same rule that watches a run.
 
-    Each value is judged by those before it. NaN, Inf and values <= 0 are passed over; neighbouring
-    spikes are all listed. Raises TypeError when the values are no numbers.
+    Each value is judged by those before it, as a ratio: NaN, Inf and values <= 0 are passed over.
+    Neighbouring spikes are all listed. Raises TypeError when the values are no numbers.
     """
+    if rule is not None and not isinstance(rule, SpikeRule):
+        raise TypeError(
+            f"rule is {rule!r}; expected a SpikeRule: for a rate of false alarms write "
+            "SpikeRule(false_alarm_rate=1e-4)"
+        )
+    try:
+        series = None if isinstance(values, (str, bytes, Mapping)) else iter(values)
+    except TypeError:
+        series = None
+    if series is None:
+        raise TypeError(f"values is a {type(values).__name__}; expected a series of numbers")
     baseline = Baseline(SpikeRule() if rule is None else rule)
     found = []
-    for position, value in enumerate(values):
-        verdict = baseline.update(float(value))
+    for position, value in enumerate(series):
+        try:
+            number = None if isinstance(value, (str, bytes)) else float(value)
+        except (TypeError, ValueError, RuntimeError):
+            number = None
+        if number is None:
+            raise TypeError(
+                f"values[{position}] is a {type(value).__name__}; expected a number: give "
+                "math.nan for one that is missing, and one series at a time"
+            )
+        verdict = baseline.update(number)
         if verdict is not None and verdict.alarm:
             found.append(position)
     return found
