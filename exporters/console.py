@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import TextIO
 
 from rich.console import Console
@@ -32,7 +33,8 @@ class ConsoleExporter:
     their events. `stream` is standard error unless given, so that a program's own output stays
     clean. A terminal that goes away ends the output, nothing else.
 
-    Raises ValueError for times that are negative or no numbers.
+    Raises TypeError for times that are no numbers and a stream that cannot be written to,
+    ValueError for times that are negative or NaN.
     """
 
     name = "console"
@@ -46,11 +48,19 @@ class ConsoleExporter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, value in (("interval", interval), ("refresh", refresh)):
+            advice = (
+                f"{name} is {value!r}; expected a number of seconds, 0 or more: leave it out for "
+                "the default"
+            )
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(advice)
             if not value >= 0:
-                raise ValueError(
-                    f"{name} is {value!r}; expected a number of seconds, 0 or more: leave it out "
-                    "for the default"
-                )
+                raise ValueError(advice)
+        if stream is not None and not callable(getattr(stream, "write", None)):
+            raise TypeError(
+                f"stream is {stream!r}; expected a text stream such as sys.stdout: open a file "
+                "first, stream=open(path, 'w')"
+            )
         self._stream = stream
         self._interval = interval
         self._refresh = refresh

@@ -13,7 +13,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
@@ -143,6 +143,10 @@ class MLflowExporter:
             self._store()
         if active is None:
             self._stack.enter_context(_limits.applied(str(int(max(1.0, self._timeout / 2))), "0"))
+
+    def watch(self, dropped: Callable[[], Mapping[str, int]]) -> None:
+        """Sends along how many records the trace's exporters have lost."""
+        self._values.watch(dropped)
 
     def export(self, records: Sequence[Record]) -> None:
         """Sends the steps' values. Raises what MLflow raises when the server does not take them.

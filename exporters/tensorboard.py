@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -101,6 +101,10 @@ class TensorBoardExporter:
         self._file = self._path.open("xb", buffering=0)
         self._good = 0
         self._write([self._event.Event(wall_time=time.time(), file_version="brain.Event:2")])
+
+    def watch(self, dropped: Callable[[], Mapping[str, int]]) -> None:
+        """Sends along how many records the trace's exporters have lost."""
+        self._values.watch(dropped)
 
     def export(self, records: Sequence[Record]) -> None:
         """Writes the records, all or none. Raises OSError when the disk refuses."""

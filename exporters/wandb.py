@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -183,6 +183,10 @@ class WandbExporter:
             self._in_time(self._prepare, OPEN_WITHIN)
             self._watch_exit()
         self._opened = True
+
+    def watch(self, dropped: Callable[[], Mapping[str, int]]) -> None:
+        """Sends along how many records the trace's exporters have lost."""
+        self._values.watch(dropped)
 
     def export(self, records: Sequence[Record]) -> None:
         """Logs the steps' values and waits until wandb-core has them. Raises what W&B raises.

@@ -7,6 +7,7 @@ The keys are those of `gradtrace.metrics`, below `gradtrace/`. What the user log
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 from gradtrace.detect.clipping import ClippingStats
 from gradtrace.layerseries import Layers, LayerSeries
@@ -28,6 +29,11 @@ class StepValues:
         self._totals = Totals()
         self._layers = LayerSeries(layers, run.parameters)
         self._finite = finite
+        self._dropped: Callable[[], Mapping[str, int]] | None = None
+
+    def watch(self, dropped: Callable[[], Mapping[str, int]]) -> None:
+        """Adds how many records all exporters of the trace have lost."""
+        self._dropped = dropped
 
     def update(self, record: Record) -> dict[str, float] | None:
         """Keys and values of a step; None for an event, which the next step's values count."""
@@ -38,6 +44,8 @@ class StepValues:
         for layer, metrics in self._layers.update(record).items():
             for metric, value in metrics.items():
                 values[f"layers/{layer}/{metric}"] = value
+        if self._dropped is not None:
+            values["dropped_records"] = sum(self._dropped().values())
         for name, value in record.logged.items():
             values[f"logged/{name}"] = value
         return {

@@ -109,3 +109,15 @@ def test_little_is_known_of_a_short_run() -> None:
     totals.update(StepRecord(step=0, time=0.0))
     assert all(map(math.isfinite, totals.values().values()))
     assert "gradtrace/suggested_clip_norm" not in totals.values() and SUGGEST_AFTER > 1
+
+
+def test_lost_records_are_told_where_they_are_known() -> None:
+    """Within a trace each step has the sum over all its exporters; elsewhere there is none."""
+    values = StepValues(INFO)
+    lost = {"mlflow": 2, "wandb": 3}
+    values.watch(lambda: lost)
+    told = values.update(StepRecord(step=0, time=0.0))
+    assert told is not None and told["gradtrace/dropped_records"] == 5
+    lost["wandb"] = 4
+    told = values.update(StepRecord(step=1, time=0.0))
+    assert told is not None and told["gradtrace/dropped_records"] == 6

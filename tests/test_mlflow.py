@@ -529,17 +529,21 @@ def test_what_fails_at_the_end_holds_up_nothing_else(
 def test_a_run_that_an_exception_ended_has_failed(
     server: MlflowServer, client: Any, tmp_path: Path
 ) -> None:
-    """Sent later, when the run directory tells how the loop ended, MLflow's run is FAILED."""
+    """MLflow's run is FAILED, whether it was there or the run is sent later."""
 
     def fail(trace: object, step: int) -> None:
         raise KeyError(step)
 
-    with pytest.raises(KeyError):
-        train(dataset(), tmp_path, run="mine", epochs=1, during=fail)
-    send(tmp_path / "mine", exporter := MLflowExporter(tracking_uri=server.url))
-    run = client.get_run(exporter.run_id)
-    assert run.info.status == "FAILED"
-    assert run.data.tags["gradtrace.status"] == "ended by KeyError"
+    there = MLflowExporter(tracking_uri=server.url)
+    for exporters in ([there], []):
+        with pytest.raises(KeyError):
+            name = f"with {len(exporters)}"
+            train(dataset(), tmp_path, run=name, epochs=1, during=fail, exporters=exporters)
+    send(tmp_path / "with 0", later := MLflowExporter(tracking_uri=server.url))
+    for exporter in (there, later):
+        run = client.get_run(exporter.run_id)
+        assert run.info.status == "FAILED"
+        assert run.data.tags["gradtrace.status"] == "ended by KeyError"
 
 
 def test_passwords_stay_out_of_the_log(
