@@ -76,10 +76,7 @@ def attribute(
     Costs two to four training steps over the batch; for the calling thread. Raises TypeError or
     ValueError for arguments that do not fit together.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; expected a callable")
+    check_measurable(model, loss_fn)
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk is {chunk!r}; expected a number of samples, at least 1")
     tensors = list(tensors_in(batch))
@@ -103,6 +100,24 @@ def attribute(
     return Attribution(tuple(samples), method)
 
 
+def check_measurable(model: Any, loss_fn: Any) -> None:
+    """Raises TypeError or ValueError unless the model has gradients and the loss can be called."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    if isinstance(loss_fn, type):
+        raise TypeError(
+            f"loss_fn is the class {loss_fn.__name__}; expected a callable from outputs and "
+            f"targets to the loss: make an instance, {loss_fn.__name__}()"
+        )
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; expected a callable")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "the model has no parameter that requires a gradient, so samples cannot be compared; "
+            "expected it as it was trained: call model.requires_grad_()"
+        )
+
+
 _Parts = dict[str, Tensor]
 
 
@@ -122,7 +137,7 @@ def _single_loss(
             return functional_call(model, state, args, kwargs)
 
         if takes_model:
-            return loss_fn(call, batch).reshape(())
+            return _scalar(loss_fn(call, batch))
         try:
             inputs, target = batch
         except (TypeError, ValueError):
@@ -130,9 +145,23 @@ def _single_loss(
                 f"batch is a {type(batch).__name__}; a criterion needs a pair (inputs, target): "
                 "otherwise give a loss_fn(model, batch)"
             ) from None
-        return loss_fn(call(inputs), target).reshape(())
+        return _scalar(loss_fn(call(inputs), target))
 
     return loss
+
+
+def _scalar(found: Any) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"loss_fn returned a {type(found).__name__}; expected a tensor, the mean loss of its "
+            "batch: return it without .item() or float()"
+        )
+    if found.numel() != 1:
+        raise ValueError(
+            f"loss_fn returned a tensor of shape {tuple(found.shape)}; expected one value, the "
+            "mean loss of its batch: use reduction='mean'"
+        )
+    return found.reshape(())
 
 
 def _takes_model(loss_fn: Callable[..., Any]) -> bool:

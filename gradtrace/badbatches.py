@@ -9,13 +9,14 @@ listed for that, its spikes are explained already. Batches are listed where samp
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 from gradtrace.detect.spikes import latest_spikes
 from gradtrace.records import BatchRef, SampleId, Spike
-from gradtrace.runlog import Run
+from gradtrace.runlog import Run, load_run
 from gradtrace.suspects import read_suspects
 
 LEAST_VISITS = 2
@@ -68,8 +69,14 @@ class BadList:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def find_bad(run: Run) -> BadList:
-    """The bad samples and batches of a run, finished or not. Reads all of its steps."""
+def find_bad(run: Run | str | os.PathLike[str]) -> BadList:
+    """The bad samples and batches of a run, finished or not. Reads all of its steps.
+
+    `run` is a `Run` or the path of a run directory. Raises TypeError for anything else, ValueError
+    for a path that holds no run.
+    """
+    if not isinstance(run, Run):
+        run = load_run(run)
     spikes = latest_spikes(run.events)
     by_step: dict[int, list[Spike]] = defaultdict(list)
     for spike in spikes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from gradtrace.cursors import Cursor, Position
 from gradtrace.exporter import Exporter, Remembering
 from gradtrace.pipeline import BATCH, Backlog
 from gradtrace.records import Record, RunInfo, StepRecord
+
+logger = logging.getLogger("gradtrace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,16 @@ def deliver(
     `name` is the exporter's name in its trace, where two of a kind are told apart ("mlflow-2").
     `again` starts from the beginning. Each batch is tried `tries` times with growing pauses; the
     last error is raised, and the cursor stands where it got to, so a later call goes on there.
+    Where the run directory cannot be written to, a warning is logged before anything is sent, and
+    a later call sends all of this again.
     """
-    cursor = Cursor(info.path, name or exporter.name)
-    position = Position() if again else cursor.load()
+    cursor = _Kept(Cursor(info.path, name or exporter.name))
+    stored = cursor.load()
+    position = Position() if again else stored
     settling = getattr(exporter, "settling", 0.0) > 0
     if settling and not backlog.read_since(position.step, position.event, 1)[0]:
         return Delivered(0, 0)
+    cursor.save(stored)
     exporter.open(info)
     steps = events = 0
     try:
@@ -71,6 +78,28 @@ def deliver(
         with contextlib.suppress(Exception):  # what went wrong first is told
             exporter.close()
         raise
+
+
+class _Kept:
+    """A cursor that is no longer stored once that has failed, which is logged."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        self._cursor: Cursor | None = cursor
+        self.load = cursor.load
+
+    def save(self, position: Position) -> None:
+        """Stores the position. Never raises OSError."""
+        if self._cursor is None:
+            return
+        try:
+            self._cursor.save(position)
+        except OSError as error:
+            self._cursor = None
+            logger.warning(
+                "how far the delivery has got cannot be stored (%s): it goes on, but a later one "
+                "sends the same again; make the run directory writable to avoid that",
+                error,
+            )
 
 
 def _remember(backlog: Backlog, exporter: Remembering, until: Position) -> None:

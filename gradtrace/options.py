@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import os
 import platform
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 
 def check_models(model: Any) -> dict[str, nn.Module]:
     """Models by prefix; a single one has the prefix "".
 
-    Raises TypeError for what is no module, ValueError where there is no parameter to watch.
+    Raises TypeError for what is no module, ValueError where there is no parameter to watch or one
+    is not initialised yet.
     """
     models: dict[Any, Any]
     if isinstance(model, nn.Module):
@@ -42,6 +46,13 @@ def check_models(model: Any) -> dict[str, nn.Module]:
             "the model has no parameters, so there is nothing to trace: pass the module whose "
             "parameters the optimizer updates (after its lazy layers have been initialised)"
         )
+    for name, parameter in (pair for m in models.values() for pair in m.named_parameters()):
+        if is_lazy(parameter):
+            raise ValueError(
+                f"the model's parameter {name!r} is not initialised yet, so there is nothing to "
+                "trace: pass the module whose parameters the optimizer updates after its lazy "
+                "layers have been initialised, which one batch through the model does"
+            )
     return models
 
 
@@ -54,6 +65,12 @@ def check_loaders(loader: Any) -> list[DataLoader[Any]]:
         found = list(found) if isinstance(found, (list, tuple, set)) else None
         if found is not None and all(isinstance(one, DataLoader) for one in found):
             return found
+        for place, one in enumerate(found or ()):
+            if not isinstance(one, DataLoader):
+                raise TypeError(
+                    f"loader[{place}] is a {type(one).__name__}; expected a torch DataLoader: for "
+                    "any other iterable write `for batch in trace.batches(iterable):`"
+                )
     raise TypeError(
         f"loader is a {type(loader).__name__}; expected a torch DataLoader or a list of them: for "
         "any other iterable write `for batch in trace.batches(iterable):`"
@@ -70,19 +87,71 @@ def check_callable(name: str, value: Any) -> Any:
     return value
 
 
+def check_callbacks(name: str, value: Any) -> tuple[Any, ...]:
+    """The callbacks that `value` is or holds; each takes one argument. Raises TypeError."""
+    if value is None:
+        return ()
+    if callable(value):
+        found = [(name, value)]
+    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+        found = [(f"{name}[{place}]", one) for place, one in enumerate(value)]
+    else:
+        raise TypeError(
+            f"{name} is {value!r}; expected a callable that takes the Spike, or a list of them"
+        )
+    for place, one in found:
+        if isinstance(one, type):
+            raise TypeError(
+                f"{place} is the class {one.__name__}; expected a callable that takes the Spike: "
+                f"make an instance, {one.__name__}(...)"
+            )
+        if not callable(one):
+            raise TypeError(
+                f"{place} is a {type(one).__name__}; expected a callable that takes the Spike"
+            )
+        _check_takes_one(place, one)
+    return tuple(one for _, one in found)
+
+
+def _check_takes_one(place: str, function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # not known, as of some built-in functions
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise TypeError(
+            f"{place} cannot be called with one argument ({error}): its parameters are "
+            f"{signature}; expected a callable that takes the Spike and nothing else"
+        ) from None
+
+
 def check_positive(name: str, value: Any, unit: str) -> None:
-    """Raises TypeError or ValueError unless `value` is a number above 0."""
+    """Raises TypeError or ValueError unless `value` is a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {value!r}; expected a number of {unit} above 0")
-    if not value > 0:
-        raise ValueError(f"{name} is {value!r}; expected a number of {unit} above 0")
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"{name} is {value!r}; expected a finite number of {unit} above 0: leave it out for "
+            "the default"
+        )
 
 
 def check_directory(directory: Any) -> Path | None:
-    """The directory for runs; ValueError where a file stands in its place."""
+    """The directory for runs. Raises TypeError for what is no path, ValueError for a wrong one."""
     if directory is None:
         return None
-    path = Path(directory)
+    text = os.fspath(directory) if isinstance(directory, (str, os.PathLike)) else directory
+    advice = (
+        "expected the path of a folder for runs (made when missing), such as 'runs' or '.', or "
+        "None to keep nothing on disk"
+    )
+    if not isinstance(text, str):
+        raise TypeError(f"directory is {directory!r}; {advice}")
+    if not text or "\0" in text:
+        raise ValueError(f"directory is {text!r}; {advice}")
+    path = Path(text)
     if path.exists() and not path.is_dir():
         raise ValueError(
             f"directory is {str(path)!r}, which is a file; expected a folder for runs (made when "

@@ -19,13 +19,19 @@ BEFORE = 50
 AFTER = 20
 LAYERS = 20
 SAMPLES = 12
+HEAT = 100.0
+"""Norms that many times their median have the strongest colour, and so have all beyond."""
+NARROW = 100.0
+"""A log axis whose ends are less than this factor apart has plain numbers."""
+RED = "#c0392b"
 
 
 def spike_figure(run: Run, spike: Spike, suspects: Suspects | None = None) -> Figure:
     """One spike: loss and norm around it on log scales, the layers' norms, the samples ranked.
 
-    The heat map shows each layer's norm relative to its median over the steps shown, for the layers
-    that rose most. The samples' panel is there only with `suspects`.
+    Other spikes in the window are rings. The heat map shows each layer's norm relative to its
+    median over the steps shown, for the layers that rose most. The samples' panel is there only
+    with `suspects`; those that stand out are red.
 
     Raises ImportError with what to install where matplotlib is missing, ValueError when the run
     has no steps around the spike.
@@ -54,19 +60,24 @@ def spike_figure(run: Run, spike: Spike, suspects: Suspects | None = None) -> Fi
         bad = np.isin(steps, steps[~np.isfinite(values)])
         for step in steps[bad]:
             axis.axvline(step, color="#b03030", lw=0.8, alpha=0.6)
+        others = _others(run, spike, signal, steps)
+        if others:
+            x, y = zip(*others, strict=True)
+            axis.plot(x, y, "o", mfc="none", mec=RED, mew=0.9, alpha=0.6, label="other spikes")
         if spike.signal == signal:
             axis.axhline(spike.baseline, color="#888888", lw=1, ls="--", label="baseline")
-            axis.plot([spike.step], [spike.value], "o", color="#c0392b", label="spike")
+            axis.plot([spike.step], [spike.value], "o", color=RED, label="spike")
+        if others or spike.signal == signal:
             axis.legend(loc="upper left", fontsize=8, frameon=False)
-        axis.axvspan(
-            spike.step - 0.5, spike.step + spike.duration - 0.5, color="#c0392b", alpha=0.12
-        )
+        axis.axvspan(spike.step - 0.5, spike.step + spike.duration - 0.5, color=RED, alpha=0.12)
         axis.set_ylabel(label)
         axis.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
         axis.grid(alpha=0.25)
+        _plain_numbers(axis.yaxis)
     if len(layers):
         axis = axes[2]
-        top = max(2.0, float(np.nanmax(np.where(np.isfinite(heat), heat, np.nan))))
+        most = float(np.nanmax(np.where(np.isfinite(heat), heat, np.nan)))
+        top = min(max(2.0, most), HEAT)
         image = axis.imshow(
             heat,
             aspect="auto",
@@ -78,7 +89,9 @@ def spike_figure(run: Run, spike: Spike, suspects: Suspects | None = None) -> Fi
         axis.set_yticks(range(len(layers)), [_short(name) for name in layers], fontsize=7)
         axis.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
         axis.set_xlabel("step")
-        figure.colorbar(image, ax=axis, label="norm / its median", pad=0.01)
+        beyond = "max" if most > HEAT else "neither"
+        bar = figure.colorbar(image, ax=axis, label="norm / its median", pad=0.01, extend=beyond)
+        _plain_numbers(bar.ax.yaxis)
     if suspects is not None:
         _draw_samples(axes[-1], suspects)
     return figure
@@ -87,6 +100,31 @@ def spike_figure(run: Run, spike: Spike, suspects: Suspects | None = None) -> Fi
 def save_spike_figure(run: Run, spike: Spike, path: Path, suspects: Suspects | None = None) -> None:
     """Writes the figure as PNG or whatever the path's suffix says."""
     spike_figure(run, spike, suspects).savefig(path, dpi=120)
+
+
+def _others(run: Run, spike: Spike, signal: str, steps: Any) -> list[tuple[int, float]]:
+    """Step and value of the signal's other spikes among the steps shown."""
+    shown = set(steps.tolist())
+    values = {e.step: e.value for e in run.events if isinstance(e, Spike) and e.signal == signal}
+    return [
+        (step, value)
+        for step, value in values.items()
+        if step in shown and (step, signal) != (spike.step, spike.signal) and math.isfinite(value)
+    ]
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Writes 40 for 4 x 10^1 on a log axis that spans little; needs its limits."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    class Plain(LogFormatterSciNotation):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""  # the same ticks are labelled
+
+    low, high = sorted(axis.get_view_interval())
+    if 0 < high < NARROW * low:
+        axis.set_major_formatter(Plain())
+        axis.set_minor_formatter(Plain())
 
 
 def _title(spike: Spike) -> str:
@@ -132,16 +170,20 @@ def _layers(run: Run, step: int) -> tuple[list[str], Any, Any]:
 
 def _draw_samples(axis: Any, suspects: Suspects) -> None:
     shown = list(suspects)[:SAMPLES]
-    ratios = [s.loss_ratio if suspects.signal == "loss" else s.norm_ratio for s in shown]
+    ratios = [max(s.loss_ratio, s.norm_ratio) for s in shown]
     capped = [r if math.isfinite(r) else 1e6 for r in ratios]
-    colors = ["#c0392b" if s.stands_out else "#8aa0bd" for s in shown]
-    axis.barh(range(len(shown)), capped, color=colors)
+    colors = [RED if s.stands_out else "#8aa0bd" for s in shown]
+    bars = axis.barh(range(len(shown)), capped, color=colors)
     axis.set_yticks(range(len(shown)), [_short(str(s.sample_id)) for s in shown], fontsize=7)
     axis.invert_yaxis()
     axis.set_xscale("log")
+    for bar, label, sample in zip(bars, axis.get_yticklabels(), shown, strict=False):
+        if sample.stands_out:
+            label.set_color(RED)
+            axis.legend([bar], ["stands out"], loc="lower right", fontsize=8, frameon=False)
     axis.axvline(1.0, color="#888888", lw=1, ls="--")
-    what = "loss" if suspects.signal == "loss" else "gradient norm"
-    axis.set_xlabel(f"sample's {what} / median of the spike's samples")
+    axis.set_xlabel("sample's loss or gradient norm, the larger / median of the spike's samples")
+    _plain_numbers(axis.xaxis)
 
 
 def _short(text: str, most: int = 40) -> str:

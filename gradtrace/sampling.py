@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -44,12 +44,14 @@ class Sampling:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name in ("include", "exclude"):
-                if isinstance(value, str) or not all(isinstance(glob, str) for glob in value):
+                single = isinstance(value, str) or not isinstance(value, Iterable)
+                globs = () if single else tuple(value)
+                if single or not all(isinstance(glob, str) for glob in globs):
                     raise TypeError(
                         f"Sampling.{f.name} is {value!r}; expected a sequence of globs such as "
                         f'("encoder.*",): wrap a single glob in a tuple'
                     )
-                object.__setattr__(self, f.name, tuple(value))
+                object.__setattr__(self, f.name, globs)
             elif isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(
                     f"Sampling.{f.name} is {value!r}; expected a number of steps (an int >= 0)"

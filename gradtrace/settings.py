@@ -68,6 +68,12 @@ class Settings:
                 f"spikes is a {type(spikes).__name__}; expected gradtrace.SpikeRule(...), or None "
                 "to look for none"
             )
+        callbacks: tuple[OnSpike, ...] = options.check_callbacks("on_spike", on_spike)
+        if callbacks and spikes is None:
+            raise ValueError(
+                "on_spike is given together with spikes=None, which looks for no spikes; expected "
+                "one of them: leave spikes out to have on_spike called"
+            )
         if config is not None and not isinstance(config, Mapping):
             raise TypeError(
                 f"config is a {type(config).__name__}; expected a mapping of hyper-parameters: "
@@ -97,19 +103,9 @@ class Settings:
             sample_ids=sample_ids,
             sampling=sampling,
             spikes=spikes,
-            on_spike=_callbacks(on_spike),
+            on_spike=callbacks,
             directory=where,
             config=dict(config or {}),
             max_bytes=int(max_bytes),
             close_timeout=float(close_timeout),
         )
-
-
-def _callbacks(value: Any) -> tuple[OnSpike, ...]:
-    found = () if value is None else (value,) if callable(value) else tuple(value)
-    for one in found:
-        if not callable(one):
-            raise TypeError(
-                f"on_spike holds a {type(one).__name__}; expected callables that take the Spike"
-            )
-    return found

@@ -22,11 +22,18 @@ class SpikeFiles:
     A file holds the whole event, batches and sample ids included, and the state of torch's CPU
     generator when the event was handled: in the background, up to half a second after the step, so
     it is the state that the loop went on with, not the one the batch was drawn with. `read` gives
-    both back. Raises OSError where the file cannot be written, which the trace notes and survives.
+    both back. Raises OSError where the file cannot be written, which the trace notes and survives;
+    TypeError or ValueError where it is made, for what is no path of a folder.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        text = os.fspath(directory) if isinstance(directory, (str, os.PathLike)) else directory
+        advice = "expected the path of a folder for spikes (made when missing), such as 'spikes'"
+        if not isinstance(text, str):
+            raise TypeError(f"directory is {directory!r}; {advice}")
+        if not text or "\0" in text:
+            raise ValueError(f"directory is {text!r}; {advice}")
+        self.directory = Path(text)
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(
                 f"directory is {str(directory)!r}, which is a file; expected a folder for spikes"

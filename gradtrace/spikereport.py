@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from textwrap import shorten
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,10 +14,13 @@ from gradtrace.report import number
 
 IDS = 12
 LAYERS = 8
+BESIDE = 62
+"""Characters of a line for everything but the likely cause."""
 
 
 def print_spikes(spikes: Sequence[Spike], console: Console) -> None:
-    """One row a spike."""
+    """One line a spike; what is cut off there `print_spike` tells in full."""
+    room = max(20, console.width - BESIDE)
     table = Table(box=None, padding=(0, 1))
     for column in ("step", "signal", "value", "x baseline", "steps", "epoch", "batch", "likely"):
         table.add_column(column, justify="left" if column in ("signal", "likely") else "right")
@@ -30,7 +34,7 @@ def print_spikes(spikes: Sequence[Spike], console: Console) -> None:
             str(spike.duration),
             "-" if first is None else str(first.epoch),
             "-" if first is None else str(first.batch_index),
-            escape(_likely(spike)),
+            escape(shorten(_likely(spike), room, placeholder=" ...")),
         )
     console.print(table)
 

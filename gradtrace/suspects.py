@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from gradtrace.attribution import SampleScore, attribute, fetch
+from gradtrace.attribution import SampleScore, attribute, check_measurable, fetch
 from gradtrace.nested import map_tensors
 from gradtrace.records import SampleId, Spike
 
@@ -22,7 +22,9 @@ FILE = "suspects.jsonl"
 STANDS_OUT = 2.0
 """A sample must be this many times the median of all to stand out,"""
 DEVIATIONS = 5.0
-"""and so many median absolute deviations above it, as logarithms."""
+"""and so many median absolute deviations above it, as logarithms;"""
+ALONE = 4.0
+"""or, whatever the spread of the others, this many times the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,13 @@ def suspects(
     and what cannot be made a batch of at all raises). `loss_fn` as for `gradtrace.attribute`.
 
     Costs two to four training steps. Raises ValueError when the spike knows no sample ids, KeyError
-    when the dataset lacks one.
+    when the dataset lacks one, TypeError or ValueError for arguments of the wrong kind.
     """
+    check_measurable(model, loss_fn)
+    if not isinstance(spike, Spike):
+        raise TypeError(
+            f"spike is a {type(spike).__name__}; expected a Spike, such as one of trace.spikes"
+        )
     batches = spike.batches + (spike.previous_batches if spike.suspect == "update" else ())
     ids = list(dict.fromkeys(sample for batch in batches for sample in batch.sample_ids or ()))
     if not ids:
@@ -146,11 +153,18 @@ def _ratios(values: np.ndarray) -> np.ndarray:
 
 
 def _far(ratios: np.ndarray) -> np.ndarray:
-    """Which ratios are far above the others, by their median absolute deviation."""
+    """Which ratios are far above the others: by their median absolute deviation, or all alone.
+
+    Where the others are spread widely, the largest is far as well if it is alone up there.
+    """
     with np.errstate(all="ignore"):
         logs = np.log(ratios)
     spread = float(np.median(np.abs(logs[np.isfinite(logs)]))) if np.isfinite(logs).any() else 0.0
     far: np.ndarray = (ratios >= STANDS_OUT) & (logs >= DEVIATIONS * spread)
+    if len(ratios) > 1:
+        *_, next_one, largest = np.argsort(ratios, kind="stable")
+        if ratios[largest] >= max(STANDS_OUT, ALONE * ratios[next_one]):
+            far[largest] = True
     return far
 
 

@@ -164,6 +164,8 @@ def test_wrong_arguments_are_told() -> None:
         attribute("model", F.mse_loss, good)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a callable"):
         attribute(model, None, good)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"the class MSELoss; .*make an instance, MSELoss\(\)"):
+        attribute(model, nn.MSELoss, good)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one row a sample"):
         attribute(model, F.mse_loss, (torch.zeros(4, 2), torch.zeros(3, 1)))
     with pytest.raises(ValueError, match="2 entries for a batch of 4 samples"):
@@ -172,6 +174,34 @@ def test_wrong_arguments_are_told() -> None:
         attribute(model, F.mse_loss, good, chunk=0)
     with pytest.raises(ValueError, match=r"pair \(inputs, target\)"):
         attribute(model, F.mse_loss, (good[0], good[0], good[0]))
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "error", "message"),
+    [
+        (lambda x, y: float(F.mse_loss(x, y)), TypeError, r"a float; expected.*without \.item"),
+        (lambda x, y: F.mse_loss(x, y).item(), TypeError, r"a float; expected.*without \.item"),
+        (lambda x, y: None, TypeError, "a NoneType; expected a tensor"),
+        (
+            nn.MSELoss(reduction="none"),
+            ValueError,
+            r"a tensor of shape \(1, 3\); expected one value.*reduction='mean'",
+        ),
+    ],
+)
+def test_a_loss_that_is_no_single_tensor_is_told(
+    loss_fn: Callable[..., Any], error: type[Exception], message: str
+) -> None:
+    """What the function returned, and how to return what is needed."""
+    with pytest.raises(error, match=f"loss_fn returned {message}"):
+        attribute(nn.Linear(2, 3), loss_fn, (torch.zeros(4, 2), torch.zeros(4, 3)))
+
+
+def test_a_frozen_model_is_told() -> None:
+    """Without a gradient there is nothing to compare."""
+    model = nn.Linear(2, 1).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no parameter that requires a gradient.*requires_grad_"):
+        attribute(model, F.mse_loss, (torch.zeros(4, 2), torch.zeros(4, 1)))
 
 
 def test_samples_are_fetched_from_datasets_mappings_and_callables() -> None:

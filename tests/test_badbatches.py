@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from gradtrace import BatchRef, RunInfo, Spike, StepRecord, load_run
 from gradtrace.badbatches import find_bad
@@ -120,3 +121,13 @@ def test_a_run_without_spikes_has_nothing_bad(tmp_path: Path) -> None:
     """An empty list, which skips nothing."""
     bad = find_bad(recorded(tmp_path, [step(0, (1,))], []))
     assert (bad.spikes, bad.samples, bad.batches) == (0, (), ())
+
+
+def test_the_path_of_a_run_is_enough(tmp_path: Path) -> None:
+    """The run is loaded from it; what is no run is told."""
+    run = recorded(tmp_path, [step(0, (1,))], [])
+    assert find_bad(run.path) == find_bad(str(run.path)) == find_bad(run)
+    with pytest.raises(ValueError, match="is no run directory"):
+        find_bad(tmp_path / "elsewhere")
+    with pytest.raises(TypeError, match="got None; expected the path"):
+        find_bad(None)  # type: ignore[arg-type]

@@ -175,12 +175,34 @@ def test_a_value_costs_less_than_the_budget() -> None:
         ({"patience": True}, "number of steps"),
         ({"signals": ("loss", "weights")}, "out of"),
         ({"signals": "loss"}, "out of"),
+        ({"signals": None}, "signals is None; expected a sequence out of"),
+        ({"signals": ([],)}, "out of"),
     ],
 )
 def test_wrong_rules_are_refused(arguments: dict[str, object], message: str) -> None:
     """Where the rule is made, with what was expected."""
     with pytest.raises((TypeError, ValueError), match=message):
         SpikeRule(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "message"),
+    [
+        ([1.0], 1e-4, "rule is 0.0001; expected a SpikeRule.*false_alarm_rate"),
+        (None, None, "values is a NoneType; expected a series"),
+        ("123", None, "values is a str; expected a series"),
+        ({0: 1.0}, None, "values is a dict; expected a series"),
+        (3.0, None, "values is a float; expected a series"),
+        (np.array(3.0), None, "values is a ndarray; expected a series"),
+        ([1.0, None], None, r"values\[1\] is a NoneType; expected a number.*nan"),
+        ([1.0, [2.0]], None, r"values\[1\] is a list; expected a number"),
+        (["1"], None, r"values\[0\] is a str; expected a number"),
+    ],
+)
+def test_what_is_no_series_is_refused(values: object, rule: object, message: str) -> None:
+    """`find_spikes` names the argument or the place in it, and what it expected."""
+    with pytest.raises(TypeError, match=message):
+        find_spikes(values, rule)  # type: ignore[arg-type]
 
 
 def test_a_spike_in_the_warm_up_hides_no_later_one() -> None:

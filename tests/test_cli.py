@@ -12,7 +12,11 @@ from typer.testing import CliRunner
 
 from gradtrace import SkipSamples, gradtrace, load_run
 from gradtrace.cli import app
+from gradtrace.delivery import deliver
 from gradtrace.detect.spikes import latest_spikes
+from gradtrace.records import RunInfo
+from gradtrace.runlog import Backlog
+from gradtrace.testing import RecordingExporter
 
 
 @pytest.fixture
@@ -105,6 +109,60 @@ def test_send_to_tensorboard(runs: Path) -> None:
     code, text = run("send", "small", "--to", "tensorboard", "board", "--again")
     assert code == 0 and "3 steps" in text
     assert list(Path("board").glob("events.out.tfevents.*"))
+
+
+def test_send_where_the_cursor_cannot_be_stored(
+    runs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told once, before anything is sent, and everything is delivered all the same."""
+    (runs / "small" / "cursors").write_text("a file is in the way")
+    for _ in range(2):
+        caplog.clear()
+        code, text = run("send", "small", "--to", "console")
+        assert code == 0 and "3 steps and 0 events delivered to console" in text
+        [message] = caplog.messages
+        assert "cannot be stored" in message and "writable" in message
+
+
+def test_send_again_keeps_what_was_stored(runs: Path) -> None:
+    """A delivery from the beginning that cannot begin leaves the cursor where it stood."""
+    run("send", "small", "--to", "console")
+    [cursor] = (runs / "small" / "cursors").iterdir()
+    before = cursor.read_text()
+
+    class Shut(RecordingExporter):
+        def open(self, run: RunInfo) -> None:
+            raise ConnectionError("no server")
+
+    info = RunInfo(name="small", started=0.0, path=runs / "small")
+    with pytest.raises(ConnectionError):
+        deliver(Backlog(runs / "small"), info, Shut("console"), again=True)
+    assert cursor.read_text() == before
+
+
+def test_the_warning_comes_before_the_delivery(
+    runs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the exporter is opened it is known already that the cursor cannot be stored."""
+    (runs / "small" / "cursors").write_text("a file is in the way")
+    known: list[int] = []
+
+    class Asking(RecordingExporter):
+        def open(self, run: RunInfo) -> None:
+            known.append(len(caplog.messages))
+
+    info = RunInfo(name="small", started=0.0, path=runs / "small")
+    assert deliver(Backlog(runs / "small"), info, Asking()).steps == 3
+    assert known == [1] and len(caplog.messages) == 1
+
+
+def test_runs_lists_folders(runs: Path) -> None:
+    """`gradtrace runs` gives the name that `gradtrace show` takes, and a damaged run as such."""
+    (runs / "small").rename(runs / "renamed")
+    assert "renamed" in run("runs")[1] and "small" not in run("runs")[1]
+    assert run("show", "renamed")[0] == 0
+    (runs / "renamed" / "run.json").write_text("{")
+    assert "damaged" in run("runs")[1]
 
 
 def test_send_to_a_file_for_prometheus(runs: Path) -> None:

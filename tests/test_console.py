@@ -231,6 +231,20 @@ def test_times_are_checked_where_they_are_given(name: str, value: float) -> None
         ConsoleExporter(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interval": "x"}, "interval is 'x'; expected a number of seconds"),
+        ({"refresh": None}, "refresh is None; expected a number of seconds"),
+        ({"stream": "log.txt"}, "stream is 'log.txt'; expected a text stream.*open"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(options: dict[str, Any], message: str) -> None:
+    """Where they are given, with what was expected."""
+    with pytest.raises(TypeError, match=message):
+        ConsoleExporter(**options)
+
+
 def test_importing_the_exporters_loads_none() -> None:
     """`import gradtrace.exporters` loads no exporter; asking for one by name loads that one."""
     code = (

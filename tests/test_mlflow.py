@@ -536,8 +536,8 @@ def test_a_run_that_an_exception_ended_has_failed(
 
     there = MLflowExporter(tracking_uri=server.url)
     for exporters in ([there], []):
+        name = f"with {len(exporters)}"
         with pytest.raises(KeyError):
-            name = f"with {len(exporters)}"
             train(dataset(), tmp_path, run=name, epochs=1, during=fail, exporters=exporters)
     send(tmp_path / "with 0", later := MLflowExporter(tracking_uri=server.url))
     for exporter in (there, later):

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from gradtrace import Sampling, gradtrace
+from gradtrace import Sampling, SpikeFiles, gradtrace
 from gradtrace.testing import RecordingExporter
 
 MODEL = nn.Linear(2, 2)
+DATA = TensorDataset(torch.zeros(4, 2))
 
 WRONG: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "no parameters": (ValueError, {"model": nn.ReLU()}, "no parameters.*pass the module whose"),
@@ -50,6 +53,54 @@ WRONG: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "an empty run": (ValueError, {"run": ""}, "run name ''; expected"),
     "no run name": (TypeError, {"run": 7}, "run name 7; expected a string"),
     "a very long run": (ValueError, {"run": "x" * 300}, "300 bytes; expected at most 200"),
+    "lazy layers": (
+        ValueError,
+        {"model": nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))},
+        "parameter '0.weight' is not initialised.*after its lazy layers have been initialised",
+    ),
+    "one wrong loader": (
+        TypeError,
+        {"loader": [DataLoader(DATA), DATA]},
+        r"loader\[1\] is a TensorDataset; expected a torch DataLoader.*trace\.batches",
+    ),
+    "a number to call": (TypeError, {"on_spike": 3}, "on_spike is 3; expected a callable"),
+    "a name to call": (TypeError, {"on_spike": "print"}, "on_spike is 'print'; expected"),
+    "one thing not to call": (
+        TypeError,
+        {"on_spike": [print, 3]},
+        r"on_spike\[1\] is a int; expected a callable",
+    ),
+    "a class to call": (
+        TypeError,
+        {"on_spike": SpikeFiles},
+        r"on_spike is the class SpikeFiles; expected.*make an instance, SpikeFiles\(\.\.\.\)",
+    ),
+    "nothing to take the spike": (
+        TypeError,
+        {"on_spike": lambda: None},
+        r"on_spike cannot be called with one argument.*\(\); expected",
+    ),
+    "too much to take": (
+        TypeError,
+        {"on_spike": [lambda spike, trace: None]},
+        r"on_spike\[0\] cannot be called with one argument.*'trace'.*expected",
+    ),
+    "callbacks without spikes": (
+        ValueError,
+        {"on_spike": print, "spikes": None},
+        "together with spikes=None.*leave spikes out",
+    ),
+    "a number for a directory": (TypeError, {"directory": 3}, "directory is 3; expected the path"),
+    "yes for a directory": (TypeError, {"directory": True}, "directory is True; expected the path"),
+    "an empty directory": (ValueError, {"directory": ""}, "directory is ''; expected.*or '.'"),
+    "NUL in a directory": (ValueError, {"directory": "a\0b"}, "directory is 'a.x00b'; expected"),
+    "endless bytes": (ValueError, {"max_bytes": float("inf")}, "max_bytes is inf; expected"),
+    "no known bytes": (ValueError, {"max_bytes": float("nan")}, "max_bytes is nan; expected"),
+    "endless closing": (
+        ValueError,
+        {"close_timeout": float("inf")},
+        "close_timeout is inf; expected a finite",
+    ),
     "nothing selected": (
         ValueError,
         {"sampling": Sampling(include=("encoder.*",))},
@@ -78,6 +129,8 @@ def test_a_wrong_argument_raises_at_the_call(
         ("updates", True, TypeError),
         ("first", -3, ValueError),
         ("include", "encoder.*", TypeError),
+        ("include", None, TypeError),
+        ("exclude", 3, TypeError),
         ("exclude", (1,), TypeError),
         ("histograms", 10, ValueError),
     ],
@@ -142,3 +195,17 @@ def test_logged_values_are_checked_at_the_call() -> None:
         with pytest.raises(TypeError, match="got a str; expected a float"):
             trace.log(word="high")  # type: ignore[arg-type]
         trace.log(fine=1, also=torch.tensor(2.0))
+
+
+def test_callbacks_whose_parameters_fit_or_are_not_known() -> None:
+    """Built-in functions, methods, defaults and `*args` are taken as they are."""
+    heard: list[Any] = []
+    fitting: list[Any] = [heard.append, print, lambda spike, more=1: None, lambda *all: None, max]
+    for callback in fitting:
+        gradtrace(MODEL, directory=None, on_spike=callback)
+    gradtrace(MODEL, directory=None, on_spike=(), spikes=None)
+
+
+def test_globs_may_come_from_a_generator() -> None:
+    """Checking them does not use them up."""
+    assert Sampling(include=(name for name in ("a", "b"))).include == ("a", "b")  # type: ignore[arg-type]

@@ -253,6 +253,42 @@ def test_runs_are_listed_with_their_state(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "missing") == []
 
 
+def test_damaged_runs_are_listed_as_such(tmp_path: Path) -> None:
+    """Where run.json is torn, empty, lost beside steps, or has no start; what is foreign is not."""
+    texts = {"torn": '{"form', "empty": "", "lost": None, "startless": '{"format": 1}'}
+    for name, text in texts.items():
+        path = create_run_directory(tmp_path, name)
+        log = RunLog(path, RunInfo(name, 0.0, path))
+        log.append([record(3)])
+        log.close({})
+        (path / "run.json").unlink()
+        if text is not None:
+            (path / "run.json").write_text(text)
+    for name, text in (("list", "[]"), ("other tool", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    runs = list_runs(tmp_path)
+    assert {(run.name, run.status, run.steps) for run in runs} == {
+        (name, "damaged", 4) for name in texts
+    }
+    assert all(run.started == run.path.stat().st_mtime for run in runs)
+
+
+def test_a_run_is_listed_by_its_folder(tmp_path: Path) -> None:
+    """A folder that was renamed has the name by which it is found."""
+    open_log(tmp_path).close({})
+    [run] = list_runs(tmp_path)
+    run.path.rename(tmp_path / "renamed")
+    assert [one.name for one in list_runs(tmp_path)] == ["renamed"]
+
+
+@pytest.mark.parametrize("path", [None, 3, b"run"])
+def test_what_is_no_path_is_told(path: Any) -> None:
+    """`load_run` says what it got and where a trace has its path."""
+    with pytest.raises(TypeError, match=r"expected the path of a run directory.*trace\.path"):
+        load_run(path)
+
+
 def test_a_backlog_delivers_everything_once_in_small_parts(tmp_path: Path) -> None:
     """Reading in parts of three gives the same records as reading at once."""
     log = open_log(tmp_path, segment_bytes=6000)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
@@ -12,11 +16,13 @@ from torch.utils.data import (
     DataLoader,
     RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from gradtrace import SkipBatches, SkipSamples
+from gradtrace import BatchRef, SkipBatches, SkipSamples
+from gradtrace.badbatches import BadBatch, BadList, BadSample
 
 DATA = list(range(20))
 BAD = {
@@ -98,3 +104,151 @@ def test_wrong_arguments_are_told(tmp_path: Path) -> None:
         SkipSamples(DATA, tmp_path / "list.json")
     with pytest.raises(ValueError, match="lacks 'batches'"):
         SkipSamples(DATA, {"samples": []})
+
+
+SAMPLES = (BadSample(3, "measured", (5,), 1), BadSample(17, "recurring", (5, 9), 2))
+BATCH = BadBatch(1, 2, 6, 6, "loss", 4.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        BadList("run", 2, SAMPLES),
+        SAMPLES,
+        list(SAMPLES),
+        BAD["samples"],
+        {"samples": [3, 17], "batches": []},
+        torch.tensor([3, 17]),
+        [torch.tensor(3), torch.tensor(17)],
+        np.array([3, 17]),
+        [np.int64(3), np.int64(17)],
+        (i for i in (3, 17)),
+    ],
+)
+def test_bad_samples_in_any_form_are_left_out(bad: Any) -> None:
+    """What `find_bad` returns, its samples, tensors and arrays mean the ids that they hold."""
+    expected = [i for i in DATA if i not in (3, 17)]
+    assert list(SkipSamples(SequentialSampler(DATA), bad)) == expected
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        BadList("run", 1, (), (BATCH,)),
+        [BATCH],
+        [BatchRef(1, 2, 6)],
+        [(1, 2)],
+        {(1, 2)},
+        torch.tensor([[1, 2]]),
+        np.array([[1, 2]]),
+    ],
+)
+def test_bad_batches_in_any_form_are_left_out(bad: Any) -> None:
+    """Pairs of ints, what `find_bad` returns and its batches mean epoch and batch index."""
+    sampler = SkipBatches(BatchSampler(SequentialSampler(DATA), 5, False), bad)
+    assert [len(list(sampler)) for _ in range(3)] == [4, 3, 4]
+
+
+def test_indices_that_are_tensors_are_known() -> None:
+    """A sampler that gives single values of a tensor gives their indices all the same."""
+    sampler = SkipSamples(SubsetRandomSampler(torch.arange(20)), [3, 17])  # type: ignore[arg-type]
+    assert sorted(map(int, sampler)) == [i for i in DATA if i not in (3, 17)]
+    batches: Any = torch.arange(20).view(4, 5)
+    left: list[Any] = list(SkipBatches(batches, [3, 17]))
+    assert [batch.tolist()[0] for batch in left] == [5, 10]
+
+
+LOADER = DataLoader(TensorDataset(torch.arange(20)), batch_size=5)
+BATCHES = BatchSampler(SequentialSampler(DATA), 5, False)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "sampler", "message"),
+    [
+        (SkipSamples, LOADER, "got a DataLoader; expected a sampler of indices.*with it"),
+        (SkipBatches, LOADER, "got a DataLoader; expected a batch sampler.*with it"),
+        (SkipSamples, BATCHES, "got a BatchSampler; expected.*in SkipBatches"),
+        (SkipSamples, SkipBatches(BATCHES, []), "got a SkipBatches; expected.*in SkipBatches"),
+        (SkipSamples, [[1, 2], [3]], "gave the batch .1, 2.; expected an index.*SkipBatches"),
+        (SkipBatches, RandomSampler(DATA), "got a RandomSampler; expected.*or use SkipSamples"),
+        (SkipBatches, SkipSamples(DATA, []), "got a SkipSamples; expected.*or use SkipSamples"),
+        (SkipBatches, range(5), "gave 0; expected a batch.*or use SkipSamples"),
+        (SkipSamples, "bad.json", "got a str; expected a sampler"),
+        (SkipBatches, None, "got a NoneType; expected a batch sampler"),
+        (SkipBatches, 16, "got a int; expected a batch sampler"),
+    ],
+)
+def test_what_is_no_sampler_of_the_kind_is_refused(
+    wrapper: Any, sampler: Any, message: str
+) -> None:
+    """Loaders, batches for indices and indices for batches are told at the call, with a way out."""
+    with pytest.raises(TypeError, match=f"(?s){message}"):
+        wrapper(sampler, [3, 17])
+
+
+@pytest.mark.parametrize("wrapper", [SkipSamples, SkipBatches])
+def test_a_sampler_of_the_other_kind_is_told_when_it_gives(wrapper: Any) -> None:
+    """What only the first value shows is a TypeError in plain words then."""
+    wrong: Any = ([1, 2] for _ in range(3)) if wrapper is SkipSamples else iter(range(3))
+    with pytest.raises(TypeError, match=r"gave .*; expected"):
+        list(wrapper(wrong, [3]))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (None, "given as a NoneType; expected a file"),
+        (7, "given as a int; expected a file"),
+        (b"bad.json", "given as a bytes; expected a file"),
+        (torch.tensor(7), "given as a Tensor; expected a file"),
+        (RandomSampler(DATA), "given as a RandomSampler; expected a file"),
+        ([1.5], "hold 1.5, a float; expected"),
+        ([None], "hold None, a NoneType; expected"),
+        ([True, False], "hold True, a bool; expected.*mask.nonzero"),
+        (torch.tensor([True]), "mask.nonzero"),
+        (np.array([1.0]), "hold 1.0, a float"),
+        ([(1, 2, 3)], r"hold \(1, 2, 3\), a tuple"),
+        ([("a", 2)], r"hold \('a', 2\), a tuple"),
+        ([{"step": 3}], "a dict; expected"),
+    ],
+)
+def test_wrong_lists_are_refused(bad: Any, message: str) -> None:
+    """A list that could match nothing says what it holds and what is expected."""
+    for make in (lambda: SkipSamples(DATA, bad), lambda: SkipBatches([DATA], bad)):
+        with pytest.raises(TypeError, match=message):
+            make()
+
+
+def test_batches_alone_are_no_list_of_samples() -> None:
+    """`SkipSamples` would leave nothing out, and names the class that does."""
+    for bad in ([(1, 2)], BadList("run", 1, (), (BATCH,))):
+        with pytest.raises(ValueError, match=r"no samples and 1 batches.*by SkipBatches"):
+            SkipSamples(DATA, bad)
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_ids_that_never_occur_are_told_once(
+    batches: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After one whole epoch a warning names an id of the list and one that did occur."""
+    strange = ["7", "11"]
+    made: Any = SkipBatches(BATCHES, strange) if batches else SkipSamples(DATA, strange)
+    with caplog.at_level(logging.WARNING, logger="gradtrace"):
+        next(iter(made))
+        assert caplog.messages == []
+        for _ in range(3):
+            list(made)
+    [message] = caplog.messages
+    assert re.search(r"none of the 2 bad ids, such as '11', .* ids are such as (0|19)\b", message)
+
+
+def test_ids_that_occur_are_told_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """One of the ids is enough; no ids, no data and what is left of an epoch prove nothing."""
+    with caplog.at_level(logging.WARNING, logger="gradtrace"):
+        for bad in ([3, 99], []):
+            list(SkipSamples(DATA, bad))
+            list(SkipBatches(BATCHES, bad))
+        list(SkipSamples([], [99]))
+        list(SkipBatches(BATCHES, [(1, 2)]))
+        list(SkipBatches(BATCHES, [99], first_batch=2))
+    assert caplog.messages == []

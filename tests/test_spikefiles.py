@@ -42,5 +42,11 @@ def test_wrong_places_and_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{}")
     with pytest.raises(ValueError, match="which is a file"):
         SpikeFiles(tmp_path / "file")
+    for wrong in (3, None, True):
+        with pytest.raises(TypeError, match=f"directory is {wrong}; expected the path of a folder"):
+            SpikeFiles(wrong)  # type: ignore[arg-type]
+    for empty in ("", "a\0b"):
+        with pytest.raises(ValueError, match="expected the path of a folder"):
+            SpikeFiles(empty)
     with pytest.raises(ValueError, match="no file of a spike"):
         SpikeFiles.read(tmp_path / "file")

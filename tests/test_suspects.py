@@ -6,14 +6,15 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from spiking import dataset, loss_fn, train
 from torch.utils.data import TensorDataset
 
-from gradtrace import Spike, Suspects, Trace, gradtrace, load_run
+from gradtrace import Spike, Suspects, Trace, gradtrace, load_run, suspects
 from gradtrace.badbatches import find_bad
-from gradtrace.suspects import SuspectSample, read_suspects, save_suspects
+from gradtrace.suspects import SuspectSample, _far, read_suspects, save_suspects
 
 Trained = tuple[torch.nn.Module, Trace, TensorDataset]
 
@@ -108,3 +109,45 @@ def test_kept_suspects_read_back(tmp_path: Path) -> None:
 def test_no_file_no_suspects(tmp_path: Path) -> None:
     """A run of which nothing was measured."""
     assert read_suspects(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("ratios", "far"),
+    [
+        # Narrow others: five deviations and twice the median are enough, for several at once.
+        ([0.99, 1.0, 1.01, 1.0, 2.1, 2.2], [4, 5]),
+        # Not twice the median, however narrow.
+        ([0.99, 1.0, 1.01, 1.0, 1.9], []),
+        # Wide others: 46 times the median is alone, 4 times the next one.
+        ([0.01, 0.05, 0.2, 1.0, 5.0, 8.0, 46.0], [6]),
+        # Not 4 times the next one: it could be one of them.
+        ([0.01, 0.05, 0.2, 1.0, 5.0, 15.0, 46.0], []),
+        # Only the largest may be alone.
+        ([0.01, 0.05, 0.2, 1.0, 5.0, 21.0, 90.0], [6]),
+        ([0.2, 1.0, 1.8], []),
+        ([1.0], []),
+        ([0.01, 1.0, 20.0, math.inf], [3]),
+    ],
+)
+def test_a_sample_stands_out_by_the_spread_or_all_alone(
+    ratios: list[float], far: list[int]
+) -> None:
+    """Five deviations above the others, or 4 times the next one; twice the median in any case."""
+    for order in (1, -1):
+        found = np.flatnonzero(_far(np.asarray(ratios[::order])))
+        places = found if order == 1 else len(ratios) - 1 - found
+        assert sorted(places.tolist()) == far
+
+
+def test_wrong_arguments_are_told_before_anything_is_fetched(trained: Trained) -> None:
+    """The loss's class, a frozen model, no model, and no spike."""
+    model, trace, data = trained
+    [spike, *_] = of(trace, "loss")
+    with pytest.raises(TypeError, match=r"the class CrossEntropyLoss; .*make an instance"):
+        trace.suspects(spike, None, torch.nn.CrossEntropyLoss)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        suspects(torch.nn.Linear(1, 1).requires_grad_(False), spike, None, loss_fn)
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
+        suspects(trace, spike, data, loss_fn)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"spike is a int; expected a Spike.*trace\.spikes"):
+        suspects(model, 7, data, loss_fn)  # type: ignore[arg-type]

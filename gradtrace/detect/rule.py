@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -59,11 +59,17 @@ class SpikeRule:
                 f"SpikeRule.warmup is {self.warmup}, more than its window of {self.window} steps; "
                 "expected at most as many"
             )
-        if isinstance(self.signals, str) or not set(self.signals) <= set(SIGNALS):
-            raise ValueError(
-                f"SpikeRule.signals is {self.signals!r}; expected a sequence out of {SIGNALS}"
+        if isinstance(self.signals, str) or not isinstance(self.signals, Iterable):
+            raise TypeError(
+                f"SpikeRule.signals is {self.signals!r}; expected a sequence out of {SIGNALS}: "
+                "wrap a single one in a tuple, or give gradtrace(spikes=None) to watch none"
             )
-        object.__setattr__(self, "signals", tuple(self.signals))
+        signals = tuple(self.signals)
+        if any(signal not in SIGNALS for signal in signals):
+            raise ValueError(
+                f"SpikeRule.signals is {signals!r}; expected a sequence out of {SIGNALS}"
+            )
+        object.__setattr__(self, "signals", signals)
 
 
 def _number(name: str, value: object) -> float:

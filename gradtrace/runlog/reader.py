@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,8 +101,17 @@ class Run:
         return pa.Table.from_batches(plain, schema)
 
 
-def load_run(path: str | Path) -> Run:
-    """The run in directory `path`, finished or not. Raises ValueError when it holds no run."""
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """The run in directory `path`, finished or not.
+
+    Raises TypeError for what is no path, ValueError when it holds no run.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        got = "None" if path is None else f"a {type(path).__name__}"
+        raise TypeError(
+            f"got {got}; expected the path of a run directory: of a trace it is trace.path, which "
+            "is None where gradtrace(directory=None) keeps nothing on disk"
+        )
     run = Run(Path(path))
     if not run.info:
         raise ValueError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import socket
 from dataclasses import dataclass
@@ -17,7 +19,11 @@ INFO_FILE = "run.json"
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """A line of a list of runs. `steps` is the last recorded step number plus one."""
+    """A line of a list of runs. `name` is its folder's, `steps` the last recorded step plus one.
+
+    Of a run whose `run.json` is damaged the status is "damaged", and `started` is when the folder
+    was last changed.
+    """
 
     name: str
     path: Path
@@ -29,7 +35,8 @@ class RunSummary:
 def list_runs(directory: str | Path) -> list[RunSummary]:
     """The runs in `directory`, oldest first; empty when there is no such directory.
 
-    Reads `run.json` and the newest step segment of each.
+    Reads `run.json` and the newest step segment of each. A folder is a damaged run when its
+    `run.json` cannot be read, or is none of ours beside segments of steps.
     """
     try:
         paths = [entry for entry in Path(directory).iterdir() if entry.is_dir()]
@@ -39,10 +46,26 @@ def list_runs(directory: str | Path) -> list[RunSummary]:
     for path in paths:
         info = read_info(path)
         started = info.get("started")
-        if isinstance(started, int | float):
-            name = str(info.get("name", path.name))
-            found.append(RunSummary(name, path, started, status_of(info), _count(path)))
+        if isinstance(started, int | float) and math.isfinite(started):
+            found.append(RunSummary(path.name, path, started, status_of(info), _count(path)))
+        elif info or _damaged(path):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                changed = path.stat().st_mtime
+                found.append(RunSummary(path.name, path, changed, "damaged", _count(path)))
     return sorted(found, key=lambda summary: (summary.started, summary.name))
+
+
+def _damaged(path: Path) -> bool:
+    """Whether a folder without sound information is a run all the same."""
+    if segments(path, STEPS):
+        return True
+    try:
+        json.loads((path / INFO_FILE).read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        return True
+    return False  # somebody else's
 
 
 def _count(path: Path) -> int:
