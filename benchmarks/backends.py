@@ -49,7 +49,8 @@ def _prometheus() -> Any:
         while True:
             time.sleep(1.0)
             if made.url:
-                urllib.request.urlopen(made.url).read()
+                with contextlib.suppress(OSError):  # the trace is over
+                    urllib.request.urlopen(made.url).read()
 
     threading.Thread(target=scrape, daemon=True).start()
     return made
