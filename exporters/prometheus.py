@@ -43,6 +43,10 @@ class PrometheusExporter:
     `pushgateway`, an address such as "127.0.0.1:9091", gets the same each `push_every` seconds
     under `job`, and gets it taken back when the trace is closed; `push_auth` is what it asks for.
 
+    At the end the port is free at once, and Prometheus sees a run vanish, as if it had been killed.
+    With `linger` the page is served on until a scrape has seen `gradtrace_run_active 0`, at most so
+    many seconds, and no longer than leaving the `with` waits for.
+
     Counters carry step and batch index of their newest increase as exemplar, in OpenMetrics.
     A scrape of 1,000 series costs about 1 ms.
 
@@ -65,6 +69,7 @@ class PrometheusExporter:
         job: str = "gradtrace",
         push_every: float = EVERY,
         push_auth: tuple[str, str] | None = None,
+        linger: float = 0.0,
     ) -> None:
         _check_count("port", port, 0, 65535, "a port such as 9464, or 0 for any that is free")
         _check_count(
@@ -75,6 +80,10 @@ class PrometheusExporter:
         if pushgateway is not None:
             _check_text("pushgateway", pushgateway, "its address, such as 127.0.0.1:9091")
             check_gateway(pushgateway)
+        if isinstance(linger, bool) or not isinstance(linger, (int, float)):
+            raise TypeError(f"linger is {linger!r}; expected seconds, such as 10, or 0")
+        if not 0 <= linger < threading.TIMEOUT_MAX:
+            raise ValueError(f"linger is {linger!r}; expected seconds, 0 or more")
         if isinstance(push_every, bool) or not isinstance(push_every, (int, float)):
             raise TypeError(f"push_every is {push_every!r}; expected seconds, such as {EVERY:g}")
         if not 0 < push_every < threading.TIMEOUT_MAX:
@@ -100,6 +109,8 @@ class PrometheusExporter:
         self._lock = threading.Lock()
         self._dropped: Callable[[], Mapping[str, int]] = dict
         self._active = True
+        self._linger = float(linger)
+        self._end_was_seen = threading.Event()
         self._samples: RunSamples | None = None
         self._endpoint: Endpoint | None = None
         self._pusher: Pusher | None = None
@@ -118,6 +129,7 @@ class PrometheusExporter:
         """Starts to listen. Raises OSError when the address cannot be had, or no port is free."""
         self._samples = RunSamples(run, layers=self._layers, max_series=self._max_series)
         self._active = True
+        self._end_was_seen.clear()
         self._endpoint = self._listen(run.rank, max(1, run.world_size))
         self._url = self._endpoint.url
         logger.info("exporter prometheus serves run %s at %s", run.name, self._url)
@@ -152,6 +164,7 @@ class PrometheusExporter:
         """Stops listening and takes the run back from the Pushgateway. The port is free then."""
         self._active = False
         if self._endpoint is not None:
+            self._end_was_seen.wait(self._linger)
             self._endpoint.close()
             self._endpoint = None
         if self._pusher is not None:
@@ -161,8 +174,11 @@ class PrometheusExporter:
     def _page(self, accept: str) -> tuple[bytes, str]:
         openmetrics = "application/openmetrics-text" in accept
         assert self._samples is not None
+        active = self._active
         with self._lock:
-            families = self._samples.families(dropped=self._dropped(), active=self._active)
+            families = self._samples.families(dropped=self._dropped(), active=active)
+        if not active:
+            self._end_was_seen.set()
         return render(families, openmetrics=openmetrics), OPENMETRICS if openmetrics else PLAIN
 
     def _listen(self, rank: int, ranks: int) -> Endpoint:

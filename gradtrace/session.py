@@ -328,6 +328,9 @@ class Trace:
         interrupted: BaseException | None = None
         try:
             left = self._wait(_DRAIN, self._settings.close_timeout)
+        except Exception as error:
+            self._guard.failed("closing", error)
+            left = self._wait(_HURRIED, 0.0)
         except BaseException as error:  # Ctrl-C, and the run log shall be whole nevertheless
             interrupted = error
             left = self._wait(_HURRIED, 0.0)

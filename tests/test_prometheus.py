@@ -236,6 +236,35 @@ def test_the_last_spike_is_the_newest() -> None:
         assert scrape(exporter)["gradtrace_last_spike_step",] == 7
 
 
+def test_the_end_may_wait_for_a_scrape() -> None:
+    """With `linger` the page is served on until the end was seen, and the port is free then."""
+    exporter = PrometheusExporter(port=0, linger=60.0)
+    exporter.open(info())
+    closing = threading.Thread(target=exporter.close)
+    began = time.monotonic()
+    closing.start()
+    pages: list[dict[tuple[str, ...], float]] = []
+
+    def seen() -> bool:
+        with contextlib.suppress(OSError):
+            pages.append(scrape(exporter))
+        return bool(pages) and pages[-1]["gradtrace_run_active",] == 0
+
+    eventually(seen)
+    closing.join(30)
+    assert not closing.is_alive() and time.monotonic() - began < 30
+    socket.create_server(("127.0.0.1", int(str(exporter.url).split(":")[2].split("/")[0]))).close()
+
+
+def test_without_linger_the_end_waits_for_nobody() -> None:
+    """Closing takes a moment, scraped or not."""
+    exporter = PrometheusExporter(port=0)
+    exporter.open(info())
+    began = time.monotonic()
+    exporter.close()
+    assert time.monotonic() - began < 5
+
+
 def test_counters_begin_at_zero() -> None:
     """Before the first step all counters of what may happen are there, so the first increases."""
     with opened() as exporter:
@@ -622,6 +651,8 @@ def test_a_gateway_that_is_down_is_told_once(caplog: pytest.LogCaptureFixture) -
         ({"auth": ("m:e", "secret")}, ValueError, "a colon"),
         ({"pushgateway": ""}, ValueError, "pushgateway is empty"),
         ({"job": ""}, ValueError, "job is empty"),
+        ({"linger": -1}, ValueError, "0 or more"),
+        ({"linger": "long"}, TypeError, "such as 10"),
         ({"push_every": 0}, ValueError, "more than 0"),
         ({"push_every": "1"}, TypeError, "seconds"),
     ],
