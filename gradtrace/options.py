@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
@@ -136,6 +136,30 @@ def check_positive(name: str, value: Any, unit: str) -> None:
             f"{name} is {value!r}; expected a finite number of {unit} above 0: leave it out for "
             "the default"
         )
+
+
+def check_logged(values: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
+    """What `trace.log` was given: floats, and copies of tensors of one value, without a wait.
+
+    Raises TypeError for anything else.
+    """
+    copies: dict[str, float | Tensor] = {}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise TypeError(
+                    f"log({name}=...) got a tensor of shape {tuple(value.shape)}; expected one "
+                    "value: reduce it first, for instance with .mean()"
+                )
+            copies[name] = value.detach().clone()
+            continue
+        try:
+            copies[name] = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise TypeError(
+                f"log({name}=...) got a {type(value).__name__}; expected a float or a 0-dim tensor"
+            ) from None
+    return copies
 
 
 def check_directory(directory: Any) -> Path | None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from gradtrace import options
 from gradtrace.background import TICK, Background, Detector
 from gradtrace.collector import Collector
+from gradtrace.describe import describe_modules, describe_parameters, is_sharded
 from gradtrace.detect.clipfindings import ClipJudge
 from gradtrace.detect.clipping import ClippingStats, ClippingSummary
 from gradtrace.detect.nonfinite import NonFiniteDetector
@@ -198,8 +199,8 @@ class Trace:
             path=self._path,
             rank=self.rank,
             world_size=self._settings.world_size,
-            parameters=_describe_parameters(self._parameters),
-            modules=_describe_modules(self._settings.models),
+            parameters=describe_parameters(self._parameters),
+            modules=describe_modules(self._settings.models),
             sampling=asdict(self._settings.sampling),
             config=self._settings.config,
             versions=options.versions(),
@@ -259,11 +260,7 @@ class Trace:
         self._loader_given = bool(self._settings.loaders)
         # An ended trace shall not keep them and their workers alive.
         self._settings = replace(self._settings, loaders=[])
-        if any(hasattr(p, "to_local") for p in self._parameters.tensors) or any(
-            type(module).__name__ == "FullyShardedDataParallel"
-            for model in self._settings.models.values()
-            for module in model.modules()
-        ):
+        if is_sharded(self._parameters, self._settings.models):
             self._note(
                 "parameters",
                 "parameters may be sharded over ranks: statistics are of this rank's part",
@@ -423,23 +420,7 @@ class Trace:
 
         Never waits for a device. Raises TypeError for anything else.
         """
-        copies: dict[str, float | Tensor] = {}
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                if value.numel() != 1:
-                    raise TypeError(
-                        f"log({name}=...) got a tensor of shape {tuple(value.shape)}; expected one "
-                        "value: reduce it first, for instance with .mean()"
-                    )
-                copies[name] = value.detach().clone()
-            else:
-                try:
-                    copies[name] = float(value)
-                except (TypeError, ValueError):
-                    raise TypeError(
-                        f"log({name}=...) got a {type(value).__name__}; expected a float or a "
-                        "0-dim tensor"
-                    ) from None
+        copies = options.check_logged(values)
         if self._state == "running":
             self._guard.wrap("trace.log()", self._collector.log)(copies)
 
@@ -593,24 +574,3 @@ class Trace:
 
 def _nothing() -> None:
     pass
-
-
-def _describe_parameters(parameters: Parameters) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "shape": list(p.shape),
-            "dtype": str(p.dtype).removeprefix("torch."),
-            "device": str(p.device),
-            "trainable": p.requires_grad,
-        }
-        for name, p in zip(parameters.names, parameters.tensors, strict=True)
-    ]
-
-
-def _describe_modules(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
-    return [
-        {"name": ".".join(part for part in (prefix, name) if part), "type": type(module).__name__}
-        for prefix, model in models.items()
-        for name, module in model.named_modules()
-    ]

@@ -63,6 +63,7 @@ ALLOWED = {
         "gradtrace.keyvalues",
         "gradtrace.redacted",
     ),
+    "gradtrace.describe": ("gradtrace.measure",),
     "gradtrace.misuse": (),
     "gradtrace.redacted": (),
     "gradtrace.summary": ("gradtrace.records", "gradtrace.runlog"),

@@ -95,7 +95,7 @@ def _explain(trace: Trace, data: Documents, batch_size: int, console: Console) -
         table.add_column(column, justify="right" if column != "its text" else "left", no_wrap=True)
     for spike in spikes:
         first = trace.suspects(spike, data, token_loss, collate=collate)[0]
-        ratio = first.loss_ratio if spike.signal == "loss" else first.norm_ratio
+        ratio = max(first.loss_ratio, first.norm_ratio)
         text = data.decode(data[int(first.sample_id)])
         table.add_row(
             str(spike.step),

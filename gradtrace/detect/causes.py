@@ -119,9 +119,10 @@ class Causes:
         p = min(1.0, 2 * min(alone, _poisson_tail(sum(seen.values()), len(mine) * expected)))
         if p >= LIKELY:
             return
-        shown = [sample for sample, count in seen.most_common(SHOWN) if count > expected]
+        # Those that came back as often as any; others were beside them by chance.
+        shown = [sample for sample, count in seen.most_common(SHOWN) if count == times]
         steps = [past.step for past in earlier if ids_of(past.batches) & set(shown)]
-        others = f", {len(shown) - 1} more of its samples in some" if len(shown) > 1 else ""
+        others = f", as were {len(shown) - 1} more of its samples" if len(shown) > 1 else ""
         yield Cause(
             "same samples",
             f"sample {first!r} was in {times} of {len(earlier)} earlier "
