@@ -14,7 +14,9 @@ class SpikeRule:
     """When a value is a spike.
 
     The alarm distance follows from each series' own recent level and upper tail, so that about
-    `false_alarm_rate` of ordinary values lie beyond it. Independent of that, a spike is at least
+    `false_alarm_rate` of ordinary values lie beyond it: on series as wide as losses and gradient
+    norms usually are; much heavier tails exceed it, as the README says. A smaller rate also moves
+    the alarm away where the tail does not ask for it. Independent of that, a spike is at least
     `min_ratio` times its baseline.
 
     `window`: accepted values the tail is learned from. `warmup`: values before the first alarm
