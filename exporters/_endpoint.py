@@ -92,6 +92,7 @@ class _Server(TCPServer):
         connections: int,
     ) -> None:
         self.page = page
+        self.told = False
         self.auth = None if auth is None else ":".join(auth).encode()
         self._tls = tls
         self._seconds = seconds
@@ -223,7 +224,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body, kind = self.server.page(self.headers.get("Accept", ""))
         except Exception:
-            logger.exception("the metrics' page could not be made")
+            if not self.server.told:  # not at every scrape
+                self.server.told = True
+                logger.exception("the metrics' page could not be made")
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"the page could not be made\n")
             return
         self._answer(HTTPStatus.OK, body, kind)

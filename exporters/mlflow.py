@@ -46,8 +46,7 @@ class MLflowExporter:
     The values go into the run that is active on the thread that starts the trace, or into
     `run_id`, or into a run of its own in `experiment` (MLflow's current one if None), made as soon
     as the server answers. Its own run is ended at the end, a joined one is left as it is. It ends
-    as FAILED where the run directory says that an exception ended the loop, else as FINISHED: while
-    the trace closes, that is not known yet, but `gradtrace send` knows it.
+    as FAILED where the run directory says that an exception ended the loop, else as FINISHED.
     `tracking_uri` is MLflow's own setting if None. `layers`: how many layers beside the groups, or
     globs over their names. NaN and Inf are not sent; `gradtrace/nonfinite_steps` counts them.
 

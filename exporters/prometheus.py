@@ -22,9 +22,9 @@ logger = logging.getLogger("gradtrace")
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRIES = 100
+"""Ports that are tried, where the first ones are taken."""
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-"""Ports that are tried, where the first ones are taken."""
 
 Tls = ssl.SSLContext | Sequence[str | os.PathLike[str]]
 

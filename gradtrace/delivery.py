@@ -57,10 +57,7 @@ def deliver(
         while True:
             records, step, event = backlog.read_since(position.step, position.event, BATCH)
             if not records:
-                exporter.close()
-                if settling:
-                    cursor.save(position)
-                return Delivered(steps, events)
+                break
             for attempt in range(tries):
                 try:
                     exporter.export(records)
@@ -78,6 +75,10 @@ def deliver(
         with contextlib.suppress(Exception):  # what went wrong first is told
             exporter.close()
         raise
+    exporter.close()
+    if settling:
+        cursor.save(position)
+    return Delivered(steps, events)
 
 
 class _Kept:

@@ -47,10 +47,10 @@ logger = logging.getLogger("gradtrace")
 _DEFAULT_RULE = SpikeRule()
 _DRAIN = 5.0
 """Seconds that closing waits for values still on an accelerator."""
-_NONPOSITIVE = 20
-"""Steps with a loss of zero or less before that is noted; a single zero is a perfect fit."""
 _HURRIED = 1.0
 """The same after Ctrl-C."""
+_NONPOSITIVE = 20
+"""Steps with a loss of zero or less before that is noted; a single zero is a perfect fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,11 +325,11 @@ class Trace:
         interrupted: BaseException | None = None
         try:
             left = self._wait(_DRAIN, self._settings.close_timeout)
-        except Exception as error:
-            self._guard.failed("closing", error)
-            left = self._wait(_HURRIED, 0.0)
-        except BaseException as error:  # Ctrl-C, and the run log shall be whole nevertheless
-            interrupted = error
+        except BaseException as error:  # the run log shall be whole nevertheless
+            if isinstance(error, Exception):
+                self._guard.failed("closing", error)
+            else:  # Ctrl-C, which is the user's
+                interrupted = error
             left = self._wait(_HURRIED, 0.0)
         self._guard.wrap("looking for what was missed", self._look_for_misuse)()
         self._settle(left, status)

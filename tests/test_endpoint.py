@@ -46,8 +46,10 @@ def serving(size: int = len(BODY), **options: Any) -> Iterator[Endpoint]:
         assert_free(endpoint.port)
 
 
-def test_a_page_that_cannot_be_made_is_an_error_of_the_server() -> None:
-    """The client gets a 500, and the training's output nothing but a line of the log."""
+def test_a_page_that_cannot_be_made_is_an_error_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The client gets a 500 each time, and the log the error once."""
 
     def page(accept: str) -> tuple[bytes, str]:
         raise RuntimeError("broken")
@@ -58,6 +60,8 @@ def test_a_page_that_cannot_be_made_is_an_error_of_the_server() -> None:
         assert status(endpoint.url) == 500
     finally:
         endpoint.close()
+    [told] = [record for record in caplog.records if record.name == "gradtrace"]
+    assert told.exc_info is not None and "broken" in str(told.exc_info[1])
 
 
 def test_without_file_descriptors_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
