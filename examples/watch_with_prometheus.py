@@ -33,8 +33,9 @@ def main(
     directory: str = "gradtrace-runs",
     monitoring: str = "monitoring",
     pause: float = 0.05,
+    epochs: int = 1,
 ) -> Trace:
-    """Trains for some time, a step each `pause` seconds, so that there is something to watch."""
+    """Trains for some time, at least `epochs`, a step each `pause` seconds, to be watched."""
     torch.manual_seed(0)
     digits = load_digits()
     digits.data[list(BROKEN)] = digits.data.max() * 9
@@ -54,7 +55,7 @@ def main(
     end = time.monotonic() + seconds
     with gradtrace(model, exporters=[exporter], loader=loader, directory=directory) as trace:
         print(f"the metrics are at {exporter.url}")
-        for _ in count():
+        for epoch in count(1):
             for x, y in loader:
                 loss = criterion(model(x), y)
                 loss.backward()
@@ -62,7 +63,7 @@ def main(
                 optimizer.step()
                 optimizer.zero_grad()
                 time.sleep(pause)
-            if time.monotonic() > end:
+            if time.monotonic() > end and epoch >= epochs:
                 break
 
     for spike in trace.spikes:

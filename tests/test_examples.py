@@ -127,7 +127,12 @@ def test_compare_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_watch_with_prometheus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The broken digits spike, and what Prometheus, Alertmanager and Grafana need is written."""
     trace: Trace = main_of("watch_with_prometheus")(
-        seconds=0.5, port=0, directory=str(tmp_path / "runs"), monitoring=str(tmp_path), pause=0.0
+        seconds=0.0,
+        epochs=6,
+        port=0,
+        directory=str(tmp_path / "runs"),
+        monitoring=str(tmp_path),
+        pause=0.0,
     )
     told = capsys.readouterr().out
     assert "the metrics are at http://" in told
