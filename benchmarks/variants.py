@@ -44,6 +44,11 @@ def without_spikes(loop: Loop) -> None:
     _beside_defaults(loop, spikes=None)
 
 
+def histograms(loop: Loop) -> None:
+    """The defaults and, on every step, each layer's histogram."""
+    _traced(loop, histograms=1)
+
+
 def everything(loop: Loop) -> None:
     """Gradients, weights, updates, activations and signals on every step."""
     _traced(loop, activations=1, updates=1)
@@ -118,6 +123,7 @@ VARIANTS: dict[str, Callable[[Loop], None]] = {
 BESIDE_DEFAULTS: dict[str, Callable[[Loop], None]] = {
     "defaults again": defaults,
     "without spike detection": without_spikes,
+    "with histograms on every step": histograms,
 }
 """What is compared with the defaults, not with the bare loop."""
 

@@ -35,8 +35,10 @@ class TensorBoardExporter:
     Without one it is `tensorboard` in the run directory, so `tensorboard --logdir gradtrace-runs`
     compares all runs. Each step is one event with all its scalars, at the step's own time; events
     of severity warning and error, and the hyper-parameters, are texts. The summary stands one step
-    behind the last. Ranks above 0 write to a folder `rankN` in it. `layers`: how many layers beside
-    the groups, or globs over their names. TensorBoard keeps scalars as float32, NaN and Inf too.
+    behind the last. On steps that `Sampling(histograms=...)` samples, the same event holds the
+    layers' gradients as histograms, whose `min` and `max` are edges of bins. Ranks above 0 write to
+    a folder `rankN` in it. `layers`: how many layers beside the groups, or globs over their names.
+    TensorBoard keeps scalars as float32, NaN and Inf too.
 
     In a directory that holds event files of others when the trace starts, such as those of your
     own SummaryWriter, it writes to the folder `gradtrace`, which TensorBoard shows as a run beside
@@ -153,7 +155,14 @@ class TensorBoardExporter:
         if isinstance(record, StepRecord):
             found = [] if self._begun else self._begin(record)
             self._last = record
-            return [*found, self._scalars(record.step, record.time, values or {})]
+            event = self._scalars(record.step, record.time, values or {})
+            for key, (counts, edges) in self._values.histograms(record).items():
+                histogram = event.summary.value.add(tag=clean_key(key)).histo
+                histogram.min, histogram.max = edges[0], edges[-1]
+                histogram.num = counts.sum()
+                histogram.bucket.extend(counts)
+                histogram.bucket_limit.extend(edges[1:])
+            return [*found, event]
         if record.severity == "info":
             return []
         return [

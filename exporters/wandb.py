@@ -68,8 +68,9 @@ class WandbExporter:
     user's. `project`, `mode` ("online", "offline" or "disabled"), `group` and `name` are W&B's, and
     `directory` is where its folder `wandb` goes; what is None follows the active run, then W&B's
     environment variables. `layers`: how many layers beside the groups, or globs over their names.
-    `gradtrace/step` is the x axis of all. Each spike is an alert and, at the end, a row of the
-    table `gradtrace/spike_table`.
+    `gradtrace/step` is the x axis of all. On steps that `Sampling(histograms=...)` samples, the
+    layers' gradients are histograms, `gradtrace/layers/<name>/gradients`. Each spike is an alert
+    and, at the end, a row of the table `gradtrace/spike_table`.
 
     `attach=True` logs into the active run instead, with `commit=False`. Then rows ride on the
     user's own next commit: of steps between two commits only the newest value of each key is
@@ -166,9 +167,9 @@ class WandbExporter:
         self._spikes: dict[tuple[int, str, int], Spike] = {}
         self._last: StepRecord | None = None
         self._batch: list[Record] = []
-        self._rows: deque[dict[str, float]] = deque()
+        self._rows: deque[dict[str, Any]] = deque()
         self._alerts: deque[Spike] = deque()
-        self._sent: deque[tuple[float, dict[str, float]]] = deque()
+        self._sent: deque[tuple[float, dict[str, Any]]] = deque()
         self._beside = self._wandb.run
         self._ready = False
         self._wandb_run = None
@@ -233,7 +234,7 @@ class WandbExporter:
 
     # -- records ---
 
-    def _take(self, record: Record) -> list[dict[str, float]]:
+    def _take(self, record: Record) -> list[dict[str, Any]]:
         values = self._values.update(record)
         self._totals.update(record)
         if isinstance(record, Spike):
@@ -243,7 +244,10 @@ class WandbExporter:
         if not isinstance(record, StepRecord) or values is None:
             return []
         self._last = record
-        return [{clean_key(key): value for key, value in values.items()}]
+        row: dict[str, Any] = {clean_key(key): value for key, value in values.items()}
+        for key, histogram in self._values.histograms(record).items():
+            row[clean_key(key)] = self._wandb.Histogram(np_histogram=histogram)
+        return [row]
 
     def _deliver(self) -> None:
         """Sends, and if the run is lost on the way, once more: the trace may be about to end."""

@@ -3,6 +3,7 @@
 from gradtrace.attribution import Attribution, SampleScore, attribute
 from gradtrace.detect.rule import SpikeRule
 from gradtrace.detect.spikes import find_spikes
+from gradtrace.histograms import LayerHistograms
 from gradtrace.records import (
     BatchRef,
     Cause,
@@ -33,6 +34,7 @@ __all__ = [
     "Clip",
     "ClipFinding",
     "Event",
+    "LayerHistograms",
     "LayerRise",
     "LayerTable",
     "LevelShift",

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from gradtrace.clips import clip_of, sort_out
+from gradtrace.histograms import LayerHistograms
 from gradtrace.measure.rows import NORM, ROW, N, Positions, l2, statistics
 from gradtrace.openstep import Batch, LateLog, RawStep, number, rows_of
 from gradtrace.records import (
@@ -75,6 +76,7 @@ class Assembler:
             activations=_module_table(raw, tables.summed("activations"), with_range=True),
             signals=_module_table(raw, tables.summed("signals"), with_range=False),
             updates=self._updates(raw, tables.joined("updates"), weights),
+            histograms=_histograms(raw, arrays) if raw.readable else None,
             logged={name: number(value, arrays) for name, value in raw.logged.items()},
             rank=raw.rank,
             overhead=raw.overhead,
@@ -166,6 +168,26 @@ def _module_table(raw: RawStep, found: _Rows | None, *, with_range: bool) -> Lay
         names = tuple([names[i] for i in positions])
     columns = ACTIVATION_COLUMNS if with_range else MOMENT_COLUMNS
     return LayerTable(names, statistics(rows, with_range=with_range), columns)
+
+
+def _histograms(raw: RawStep, arrays: Sequence[Array]) -> LayerHistograms | None:
+    parts = []
+    for name, readings in raw.tables:
+        for reading in readings if name == "histograms" else ():
+            positions, rows = reading.decode(arrays[reading.start : reading.stop])
+            if reading.divisor is not None:
+                rows[:, 0] /= float(arrays[reading.divisor].reshape(-1)[0])
+            parts.append((positions, rows))
+    if not parts:
+        return None
+    # A later measurement of a layer replaces an earlier one.
+    positions = np.concatenate([p for p, _ in parts])[::-1]
+    rows = np.concatenate([r for _, r in parts])[::-1]
+    positions, newest = np.unique(positions, return_index=True)
+    names = raw.names["gradients"]
+    if len(positions) != len(names):
+        names = tuple([names[i] for i in positions])
+    return LayerHistograms(names, rows[newest, 1:].astype(np.int64), rows[newest, 0])
 
 
 def batch_ref(batch: Batch) -> BatchRef:

@@ -26,6 +26,9 @@ from gradtrace.openstep import Batch, ClipCall, LateLog, OpenStep, RawStep
 from gradtrace.rounds import Rounds
 from gradtrace.sampling import Due, Sampling
 
+MOST_WAITING = 64
+"""Steps that may wait for the background thread before histograms are left out."""
+
 
 @dataclass(slots=True)
 class _Owned:
@@ -391,9 +394,26 @@ class Collector:
     # -- measuring ---
 
     def _read_gradients(self, positions: Sequence[int]) -> None:
-        readings = self._reader.read(positions, full=self.open.due.full, scale=self.open.scale)
+        scale = self.open.scale
+        readings, read = self._reader.read(positions, full=self.open.due.full, scale=scale)
         if readings:
             self.open.tables.append(("gradients", readings))
+        if read and self._may_count():
+            self.open.tables.append(("histograms", self._reader.histograms(read, scale=scale)))
+
+    def _may_count(self) -> bool:
+        """Whether histograms are due; they are large, and left out while many steps wait."""
+        if not self.open.due.histograms:
+            return False
+        if len(self._handoff) < MOST_WAITING:
+            return True
+        self._note(
+            "histograms",
+            "steps end faster than their histograms can be stored; some steps are without them. "
+            f"Sampling(histograms={self._sampling.histograms}) asks for one each "
+            f"{self._sampling.histograms} steps: ask for fewer",
+        )
+        return False
 
     def _read_loose(self, positions: Sequence[int]) -> None:
         with torch.no_grad():
@@ -401,6 +421,9 @@ class Collector:
                 grad = self._parameters.tensors[i].grad
                 if grad is not None:
                     self._loose.add(i, grad)
+        if self._may_count():
+            counted = self._reader.histograms(positions)
+            self.open.tables.append(("histograms", counted))
 
     def _before_update(self, key: int, positions: Sequence[int]) -> None:
         weights = [local(self._parameters.tensors[i].detach()) for i in positions]

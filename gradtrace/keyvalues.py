@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from gradtrace.detect.clipping import ClippingStats
+from gradtrace.histograms import Counts, Floats
 from gradtrace.layerseries import Layers, LayerSeries
 from gradtrace.metrics import Totals
 from gradtrace.records import Record, RunInfo, Spike, StepRecord
@@ -52,6 +53,13 @@ class StepValues:
             PREFIX + key: float(value)
             for key, value in values.items()
             if math.isfinite(value) or (not self._finite and _is_told(key, value))
+        }
+
+    def histograms(self, record: StepRecord) -> dict[str, tuple[Counts, Floats]]:
+        """Keys, counts and edges of a step's gradients; ask after `update` with the same step."""
+        return {
+            f"{PREFIX}layers/{layer}/gradients": found
+            for layer, found in self._layers.histograms(record).items()
         }
 
 

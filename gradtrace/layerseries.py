@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gradtrace.histograms import Counts, Floats, in_use
 from gradtrace.records import Array, LayerTable, StepRecord
 
 MAX_GROUPS = 64
+SHOWN = 12
+"""Octaves of a histogram that are sent: at most 97 bins, the smallest 1/5,000 of the largest."""
+
 METRICS = ("grad_norm", "update_ratio", "zero_fraction")
 
 Layers = int | Sequence[str]
@@ -95,6 +99,29 @@ class LayerSeries:
                 moved = self._grouped(np.square(norms), seen)
                 whole = self._grouped(np.square(sizes), seen)
                 self._put(found, "update_ratio", ratios, np.sqrt(moved / whole))
+        return found
+
+    def histograms(self, record: StepRecord) -> dict[str, tuple[Counts, Floats]]:
+        """Counts and edges of the gradients by layer or group, as from `numpy.histogram`.
+
+        A group's are the exact sums over its layers. What is below SHOWN octaves is in one bin, and
+        layers without a finite value are left out. Ask after `update`.
+        """
+        table = record.histograms
+        if table is None or self._names is None:
+            return {}
+        if table.names == self._names:
+            at = np.arange(len(table))
+        else:  # layers without a gradient have none
+            known = {name: i for i, name in enumerate(table.names)}
+            at = np.asarray([known.get(name, -1) for name in self._names], dtype=np.intp)
+        series = [(g, at[(self._group_at == i) & (at >= 0)]) for i, g in enumerate(self._groups)]
+        series += [(name, at[[i]][at[[i]] >= 0]) for i, name in self._chosen]
+        found = {}
+        for name, layers in series:
+            merged = table.merged(layers)
+            if merged is not None and math.isfinite(merged[1]) and merged[0].any():
+                found[name] = in_use(*merged, octaves=SHOWN)
         return found
 
     def _put(self, found: dict[str, dict[str, float]], metric: str, own: Array, of: Array) -> None:

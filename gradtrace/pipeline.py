@@ -20,7 +20,7 @@ from typing import Protocol
 
 from gradtrace.cursors import Cursor, Position, safe_name
 from gradtrace.exporter import Exporter
-from gradtrace.records import TABLE_COLUMNS, Record, StepRecord
+from gradtrace.records import Record, StepRecord, table_bytes
 from gradtrace.redacted import redacted
 
 logger = logging.getLogger("gradtrace")
@@ -415,14 +415,7 @@ def _reached(done: Position, goal: Position) -> bool:
 
 def _size(record: Record) -> int:
     """Bytes of a record's tables, beside which the rest is small."""
-    if not isinstance(record, StepRecord):
-        return 0
-    size = 0
-    for name in TABLE_COLUMNS:
-        table = getattr(record, name)
-        if table is not None:
-            size += table.values.nbytes
-    return size
+    return table_bytes(record) if isinstance(record, StepRecord) else 0
 
 
 def unique_names(exporters: Sequence[Exporter]) -> list[str]:

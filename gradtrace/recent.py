@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from gradtrace.records import TABLE_COLUMNS, Event, Record, StepRecord
+from gradtrace.records import Event, Record, StepRecord, table_bytes
 
 STEPS = 1000
 EVENTS = 10_000
@@ -36,11 +36,7 @@ class Recent:
                 self._events.append(record)
 
     def _add_step(self, record: StepRecord) -> None:
-        size = sum(
-            table.values.nbytes
-            for name in TABLE_COLUMNS
-            if (table := getattr(record, name)) is not None
-        )
+        size = table_bytes(record)
         self._steps.append((record, size))
         self._bytes += size
         while len(self._steps) > STEPS or (self._bytes > TABLE_BYTES and len(self._steps) > 1):

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from gradtrace.histograms import LayerHistograms
+
 Array = npt.NDArray[np.float64]
 SampleId = int | str
 Severity = Literal["info", "warning", "error"]
@@ -32,7 +34,17 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
     "signals": MOMENT_COLUMNS,
     "updates": UPDATE_COLUMNS,
 }
-"""The layer tables of a step and their columns; also the names of the run log's table files."""
+"""The statistics of a step's layers and their columns; also the names of the run log's files."""
+
+HISTOGRAMS = "histograms"
+LAYER_TABLES = (*TABLE_COLUMNS, HISTOGRAMS)
+"""The fields of a `StepRecord` that hold a row for each layer."""
+
+
+def table_bytes(record: StepRecord) -> int:
+    """What the layer tables of a record take in memory."""
+    tables = (getattr(record, name) for name in LAYER_TABLES)
+    return sum(table.nbytes for table in tables if table is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +90,11 @@ class LayerTable:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property
+    def nbytes(self) -> int:
+        """What the values take."""
+        return self.values.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
@@ -121,7 +138,8 @@ class StepRecord:
     `scale` the AMP loss scale, `overhead` the seconds gradtrace spent on the training thread for
     this step, `skipped` whether the AMP scaler kept the optimizer from moving, `remarks` what was
     odd about its clipping (names of `ClipFinding`s), `scores` how far each signal was from its
-    baseline in units of the alarm distance (1 = alarm). Tables are None when not sampled.
+    baseline in units of the alarm distance (1 = alarm). `histograms` are those of the gradients.
+    Tables are None when not sampled.
     """
 
     step: int
@@ -139,6 +157,7 @@ class StepRecord:
     activations: LayerTable | None = None
     signals: LayerTable | None = None
     updates: LayerTable | None = None
+    histograms: LayerHistograms | None = None
     logged: Mapping[str, float] = field(default_factory=dict)
     rank: int = 0
     overhead: float = 0.0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +76,29 @@ def test_what_is_larger_than_a_ring_is_refused() -> None:
     ring = Ring(CPU, capacity=8, slots=4)
     assert ring.put([torch.ones(9)]) is None
     assert ring.put([torch.ones(8)]) is not None
+
+
+def test_a_ring_is_made_for_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose steps are larger than a usual ring gets one that holds four of them."""
+    made: list[int] = []
+
+    class Made(Ring):
+        def __init__(self, device: torch.device, *, capacity: int) -> None:
+            made.append(capacity)
+            super().__init__(CPU, capacity=capacity)
+
+        def put(self, tensors: Sequence[torch.Tensor]) -> tuple[int, int, int] | None:
+            return super().put([torch.zeros(t.shape) for t in tensors])
+
+    monkeypatch.setattr(handoff, "CAPACITY", 8)
+    monkeypatch.setattr(handoff, "Ring", Made)
+    queue: Handoff[int] = Handoff()
+    far: Any = SimpleNamespace(
+        device=torch.device("cuda", 0), shape=torch.Size([5]), numel=lambda: 5
+    )
+    assert queue.put(0, [far] * 3) and queue.put(1, [far])
+    assert made == [60]
+    assert [[values.size for values in arrays] for _, arrays in queue.take()] == [[5] * 3, [5]]
 
 
 def test_a_value_under_way_holds_back_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gradtrace.layerseries import MAX_GROUPS, Layers, LayerSeries, check_layers, group_of
+from gradtrace.histograms import BINS, SIDE, Counts, Floats, LayerHistograms
+from gradtrace.layerseries import MAX_GROUPS, SHOWN, Layers, LayerSeries, check_layers, group_of
 from gradtrace.records import MOMENT_COLUMNS, UPDATE_COLUMNS, LayerTable, StepRecord
 
 NAMES = (
@@ -138,3 +139,51 @@ def test_right_and_wrong_values() -> None:
     assert [check_layers(value) for value in values] == values
     assert check_layers(["a"]) == ("a",)
     assert group_of("weight") == "weight" and group_of("blocks.0") == "blocks"
+
+
+def with_histograms(one: StepRecord, names: tuple[str, ...]) -> StepRecord:
+    counts = np.arange(len(names) * BINS).reshape(-1, BINS)
+    return replace(one, histograms=LayerHistograms(names, counts, np.full(len(names), 2.0)))
+
+
+def of_bins(counts: Counts, edges: Floats, low: float, high: float) -> int:
+    return int(counts[(edges[:-1] >= low) & (edges[1:] <= high)].sum())
+
+
+def test_histograms_of_groups_and_chosen_layers() -> None:
+    """The same groups and layers as have values; a group's counts are its layers' sums."""
+    one = with_histograms(record(), NAMES)
+    series = LayerSeries(2, SIZES)
+    assert series.histograms(one) == {}
+    shown = series.update(one)
+    found = series.histograms(one)
+    assert set(found) == set(shown)
+    assert one.histograms is not None
+    members = {name: [name] for name in found if name.endswith("weight")}
+    assert len(members) == 2
+    members |= {"blocks.3": ["blocks.3.attn.weight", "blocks.3.mlp.weight"]}
+    for name, layers in members.items():
+        counts, edges = found[name]
+        assert len(counts) == 2 * 4 * SHOWN + 1
+        assert (edges[0], edges[-1]) == (-2.0, 2.0)
+        for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+            assert count == sum(of_bins(*one.histograms[layer], low, high) for layer in layers)
+
+
+def test_histograms_of_some_layers() -> None:
+    """Layers without a gradient, a finite value or a finite limit have none; globs hold."""
+    names = tuple(name for name in NAMES if "blocks.3" not in name)
+    one = with_histograms(record(), names)
+    assert one.histograms is not None
+    one.histograms.counts[names.index("head.weight")] = 0
+    one.histograms.limits[names.index("blocks.4.mlp.weight")] = np.inf
+    series = LayerSeries(0, SIZES)
+    series.update(one)
+    assert set(series.histograms(one)) == {f"blocks.{b}" for b in range(12) if b not in (3, 4)}
+    series = LayerSeries(["blocks.3.*", "blocks.5.attn*", "head*"], SIZES)
+    series.update(one)
+    assert set(series.histograms(one)) == {"blocks.5.attn.weight"}
+    one.histograms.counts[names.index("head.weight"), SIDE] = 3
+    counts, edges = series.histograms(one)["head.weight"]
+    assert counts.tolist() == [3] and edges[0] == -edges[1]
+    assert series.histograms(replace(one, histograms=None)) == {}

@@ -19,13 +19,19 @@ ROOT = Path(__file__).parents[1]
 LINKS = ("exporters", "integrations")
 
 ALLOWED = {
-    "gradtrace.records": (),
+    "gradtrace.histograms": (),
+    "gradtrace.records": ("gradtrace.histograms",),
     "gradtrace.sampling": (),
     "gradtrace.guard": (),
     "gradtrace.options": (),
     "gradtrace.metrics": ("gradtrace.records",),
     "gradtrace.recent": ("gradtrace.records",),
-    "gradtrace.measure": ("gradtrace.records", "gradtrace.sampling", "gradtrace.guard"),
+    "gradtrace.measure": (
+        "gradtrace.histograms",
+        "gradtrace.records",
+        "gradtrace.sampling",
+        "gradtrace.guard",
+    ),
     "gradtrace.taps": (
         "gradtrace.records",
         "gradtrace.sampling",
@@ -33,7 +39,7 @@ ALLOWED = {
         "gradtrace.measure",
     ),
     "gradtrace.detect": ("gradtrace.records",),
-    "gradtrace.runlog": ("gradtrace.records",),
+    "gradtrace.runlog": ("gradtrace.histograms", "gradtrace.records"),
     "gradtrace.exporter": ("gradtrace.records",),
     "gradtrace.cursors": (),
     "gradtrace.pipeline": (
@@ -48,8 +54,9 @@ ALLOWED = {
         "gradtrace.cursors",
         "gradtrace.pipeline",
     ),
-    "gradtrace.layerseries": ("gradtrace.records",),
+    "gradtrace.layerseries": ("gradtrace.histograms", "gradtrace.records"),
     "gradtrace.keyvalues": (
+        "gradtrace.histograms",
         "gradtrace.records",
         "gradtrace.metrics",
         "gradtrace.layerseries",
@@ -106,6 +113,7 @@ WITHOUT_TORCH = (
     "gradtrace.detect",
     "gradtrace.exporter",
     "gradtrace.exporters",
+    "gradtrace.histograms",
     "gradtrace.keyvalues",
     "gradtrace.layerseries",
     "gradtrace.metrics",

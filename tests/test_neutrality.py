@@ -13,7 +13,7 @@ from loops import LOOPS, Outcome
 
 from gradtrace import Sampling, Trace, gradtrace
 
-EVERYTHING = Sampling(gradients=1, activations=1, updates=1)
+EVERYTHING = Sampling(gradients=1, activations=1, updates=1, histograms=1)
 DEFAULTS = Sampling(first=2, activations=3, updates=3)
 
 

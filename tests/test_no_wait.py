@@ -18,7 +18,7 @@ from gradtrace.measure.blocks import Blocks
 from gradtrace.measure.chunks import Scratch, _host_cells
 from gradtrace.measure.foreach import read_foreach
 
-EVERYTHING = Sampling(activations=1, updates=1)
+EVERYTHING = Sampling(activations=1, updates=1, histograms=1)
 
 
 @pytest.mark.parametrize("name", ON_META)

@@ -132,7 +132,7 @@ def test_a_wrong_argument_raises_at_the_call(
         ("include", None, TypeError),
         ("exclude", 3, TypeError),
         ("exclude", (1,), TypeError),
-        ("histograms", 10, ValueError),
+        ("histograms", -10, ValueError),
     ],
 )
 def test_a_wrong_cadence_raises_where_it_is_written(

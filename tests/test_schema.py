@@ -11,9 +11,7 @@ import pytest
 
 from gradtrace.records import (
     EVENT_TYPES,
-    MOMENT_COLUMNS,
-    TABLE_COLUMNS,
-    UPDATE_COLUMNS,
+    LAYER_TABLES,
     BatchRef,
     Clip,
     Event,
@@ -22,8 +20,6 @@ from gradtrace.records import (
     StepRecord,
 )
 from gradtrace.runlog.schema import (
-    LayerEncoder,
-    LayerRows,
     event_line,
     jsonable,
     parse_event,
@@ -39,11 +35,6 @@ NO_TABLES: dict[str, LayerTable | None] = {}
 def through_arrow(record: StepRecord) -> StepRecord:
     (row,) = step_rows(steps_batch([record]))
     return row_record(row, NO_TABLES)
-
-
-def table(names: tuple[str, ...], start: float = 0.0) -> LayerTable:
-    values = np.arange(len(names) * 6, dtype=np.float64).reshape(-1, 6) + start
-    return LayerTable(names, values, MOMENT_COLUMNS)
 
 
 def test_a_full_step_comes_back_equal() -> None:
@@ -75,7 +66,7 @@ def test_a_full_step_comes_back_equal() -> None:
     untouched = {
         f.name for f in fields(record) if getattr(record, f.name) == getattr(plain, f.name)
     }
-    assert untouched == set(TABLE_COLUMNS), "a new field of StepRecord must be stored as well"
+    assert untouched == set(LAYER_TABLES), "a new field of StepRecord must be stored as well"
 
 
 def test_an_empty_step_comes_back_equal() -> None:
@@ -118,40 +109,6 @@ def test_contract_columns_come_first_and_tell_the_first_batch() -> None:
         [2, None],
         [3, None],
     ]
-
-
-def test_layer_tables_come_back_equal_while_names_grow() -> None:
-    """Tables of different layers and row counts share batches and come back by step."""
-    encoder = LayerEncoder("gradients")
-    first, second = table(("a", "b")), table(("c", "a", "d"), 100.0)
-    first.values[0, 1] = math.nan
-    for pairs in ([(3, first)], [(5, first), (8, second)]):
-        rows = LayerRows("gradients", encoder.encode(pairs))
-        assert [rows.find(step) for step, _ in pairs] == [found for _, found in pairs]
-        assert rows.find(4) is None
-        assert rows.last == pairs[-1][0]
-
-
-def test_columns_are_matched_by_name() -> None:
-    """A table with fewer columns, or in another order, is stored under the right names."""
-    odd = LayerTable(("a",), np.array([[0.5]]), ("ratio",))
-    found = LayerRows("updates", LayerEncoder("updates").encode([(0, odd)])).find(0)
-    assert found == LayerTable(("a",), np.array([[math.nan, 0.5]]), UPDATE_COLUMNS)
-
-
-def test_a_table_of_the_wrong_shape_is_refused() -> None:
-    """Values that do not fit the names raise, saying what was got and expected."""
-    wrong = LayerTable(("a", "b"), np.zeros((1, 6)), MOMENT_COLUMNS)
-    with pytest.raises(ValueError, match=r"\(1, 6\); expected 2 layers by 6 columns"):
-        LayerEncoder("gradients").encode([(0, wrong)])
-
-
-def test_names_that_change_every_step_do_not_pile_up() -> None:
-    """The cache of name tuples is bounded."""
-    encoder = LayerEncoder("gradients")
-    for step in range(200):
-        encoder.encode([(step, table((f"layer{step % 3}", str(step))))])
-    assert len(encoder._indices) <= 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,10 @@ from spiking import dataset, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from gradtrace import Spike, load_run
+from gradtrace import Sampling, Spike, load_run
 from gradtrace.delivery import deliver
 from gradtrace.exporters import TensorBoardExporter
-from gradtrace.records import BatchRef, RunInfo
+from gradtrace.records import BatchRef, RunInfo, StepRecord
 from gradtrace.testing import MemoryBacklog
 
 
@@ -29,7 +29,9 @@ def info(name: str = "run", **fields: Any) -> RunInfo:
 
 
 def read(folder: Path) -> Any:
-    found: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    found: Any = EventAccumulator(
+        str(folder), size_guidance=dict.fromkeys(("scalars", "tensors", "histograms"), 0)
+    )
     found.Reload()
     return found
 
@@ -91,6 +93,32 @@ def test_every_step_is_there_and_equal_to_the_run_log(tmp_path: Path) -> None:
     assert set(told) == {s.step for s in trace.spikes}
     assert trace.spikes[-1].message.splitlines()[0] in told[trace.spikes[-1].step]
     assert "| `model.width` | `8` |" in texts(board, "config")[0]
+
+
+def test_histograms_arrive_where_they_were_sampled(tmp_path: Path) -> None:
+    """Sampled steps hold each group's counts and edges; a bin's values are the run log's."""
+    exporter = TensorBoardExporter(tmp_path / "board", layers=["2.*"])
+    sampling = Sampling(histograms=20, first=0, burst=0)
+    data = dataset()
+    _, trace = train(data, tmp_path, epochs=1, sampling=sampling, exporters=[exporter])
+    assert trace.path is not None
+    accumulator = read(tmp_path / "board")
+    for name in ("2.weight", "2.bias"):
+        events = accumulator.Histograms(f"gradtrace/layers/{name}/gradients")
+        found = {event.step: event.histogram_value for event in events}
+        truth = {
+            r.step: r.histograms[name]
+            for r in load_run(trace.path).records()
+            if isinstance(r, StepRecord) and r.histograms is not None
+        }
+        assert list(found) == list(truth) == [0, 20, 40]
+        for step, (counts, edges) in truth.items():
+            one = found[step]
+            assert one.num == sum(one.bucket) == (8 if name == "2.weight" else 1)
+            assert one.max == one.bucket_limit[-1]
+            lows = [one.min, *one.bucket_limit[:-1]]
+            for low, high, count in zip(lows, one.bucket_limit, one.bucket, strict=True):
+                assert count == counts[(edges[:-1] >= low) & (edges[1:] <= high)].sum()
 
 
 def test_nan_and_inf_arrive(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from spike_records import record
 from spiking import dataset, train
 from wandb_file import File, file_of
 
-from gradtrace import Spike, load_run
+from gradtrace import Sampling, Spike, load_run
 from gradtrace.exporters.wandb import COLUMNS, WandbExporter
 from gradtrace.records import BatchRef, Cause, RunInfo, StepRecord
 
@@ -131,6 +131,39 @@ def test_an_own_run_tells_all(tmp_path: Path) -> None:
     alerts = file.of("alert")
     assert {alert["title"] for alert in alerts} == {f"Spike in {s.signal}" for s in trace.spikes}
     assert str(trace.spikes[0].message) in alerts[0]["text"]
+
+
+def test_histograms_arrive_where_they_were_sampled(tmp_path: Path) -> None:
+    """Sampled steps hold each shown layer's counts and edges, as the run log has them."""
+    exporter = WandbExporter(layers=["0.*", "2.weight"])
+    sampling = Sampling(histograms=10, first=0, burst=0)
+    data = dataset()
+    _, trace = train(data, tmp_path, epochs=1, sampling=sampling, exporters=[exporter])
+    assert trace.path is not None
+    file = file_of(exporter.run)
+    names = ("0.weight", "0.bias", "2.weight")
+    keys = {f"gradtrace/layers/{name}/gradients" for name in names}
+    seen = 0
+    for one in load_run(trace.path).records():
+        if not isinstance(one, StepRecord):
+            continue
+        row = file.steps[one.step]
+        found = {key for key in row if "/gradients" in key}
+        if one.step % 10:
+            assert not found
+            continue
+        assert found == {f"{key}.{part}" for key in keys for part in ("_type", "bins", "values")}
+        assert one.histograms is not None
+        for name in names:
+            counts, edges = one.histograms[name]
+            key = f"gradtrace/layers/{name}/gradients"
+            bins, values = row[key + ".bins"], row[key + ".values"]
+            assert row[key + "._type"] == "histogram" and len(bins) <= 98
+            for low, high, value in zip(bins[:-1], bins[1:], values, strict=True):
+                assert value == counts[(edges[:-1] >= low) & (edges[1:] <= high)].sum()
+            assert sum(values) == (6 * 8 if name == "0.weight" else 8)
+            seen += 1
+    assert seen == 5 * len(names)
 
 
 def test_the_users_run_goes_on_beside_it(tmp_path: Path) -> None:

@@ -70,15 +70,25 @@ class GradientReader:
 
     def read(
         self, positions: Sequence[int], *, full: bool, scale: Tensor | None = None
-    ) -> list[Reading]:
-        """Starts measuring those of `positions` whose numbers are not known yet.
+    ) -> tuple[list[Reading], list[int]]:
+        """Starts measuring those of `positions` whose numbers are not known yet; returns them too.
 
         `scale` is the AMP loss scale; it divides what has not been unscaled.
         """
         stale = [i for i in positions if i not in self._fresh]
         readings, present = self.read_again(stale, full=full, scale=scale)
         self._fresh.update(present)
-        return readings
+        return readings, present
+
+    def histograms(self, positions: Sequence[int], *, scale: Tensor | None = None) -> list[Reading]:
+        """Starts counting the values at `positions` by size; `scale` as in `read`."""
+        scaled = [i for i in positions if i in self._scaled] if scale is not None else []
+        readings = self._parameters.count_gradients(scaled)
+        for reading in readings:
+            reading.divisor = scale
+        divided = set(scaled)
+        rest = [i for i in positions if i not in divided]
+        return readings + self._parameters.count_gradients(rest)
 
     def read_again(
         self, positions: Sequence[int], *, full: bool, scale: Tensor | None = None

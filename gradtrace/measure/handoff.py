@@ -23,6 +23,8 @@ from gradtrace.records import Array
 
 T = TypeVar("T")
 
+CAPACITY = 1 << 20
+
 
 class Ring:
     """Pinned memory that one device's results travel through; one writer, one reader.
@@ -30,7 +32,7 @@ class Ring:
     `capacity` is in float64 values, `slots` bounds the steps under way.
     """
 
-    def __init__(self, device: torch.device, *, capacity: int = 1 << 20, slots: int = 256) -> None:
+    def __init__(self, device: torch.device, *, capacity: int = CAPACITY, slots: int = 256) -> None:
         pin = device.type == "cuda" and torch.cuda.is_available()
         self._device = device
         self._capacity, self._slots = capacity, slots
@@ -136,7 +138,10 @@ class Handoff(Generic[T]):
         for device, places in elsewhere.items():
             ring = self._rings.get(device)
             if ring is None:
-                ring = self._rings[device] = Ring(device)
+                # The first step measures all that a later one may.
+                size = sum([tensors[i].numel() for i in places])
+                ring = Ring(device, capacity=max(CAPACITY, 4 * size))
+                self._rings[device] = ring
             number = ring.put([tensors[i] for i in places])
             if number is None:
                 # What other devices' rings took must still be taken out of them.

@@ -11,6 +11,7 @@ from gradtrace.measure.blocks import SMALL, Blocks
 from gradtrace.measure.chunks import Accumulator, Scratch, is_measurable
 from gradtrace.measure.flat import local
 from gradtrace.measure.foreach import read_foreach
+from gradtrace.measure.histograms import read_histograms
 from gradtrace.measure.rows import Reading
 from gradtrace.sampling import Sampling
 
@@ -90,6 +91,15 @@ class Parameters:
                 present.append(i)
                 grads.append(local(grad))
         return self.read(present, grads, full=full), present
+
+    def count_gradients(self, positions: Sequence[int]) -> list[Reading]:
+        """Starts counting the values of the gradients at `positions` by size, see `histograms`."""
+        pairs = [(i, local(grad)) for i in positions if (grad := self.tensors[i].grad) is not None]
+        if not pairs:
+            return []
+        present, grads = zip(*pairs, strict=True)
+        with torch.no_grad():
+            return read_histograms(present, grads, self._scratch)
 
     def copy_gradients(self, positions: Sequence[int]) -> list[Tensor | None]:
         """The gradients at `positions` as they are now; None where there is none to compare."""

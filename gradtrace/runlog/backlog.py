@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gradtrace.records import TABLE_COLUMNS, Event, LayerTable, Record, RunNote, StepRecord
+from gradtrace.records import LAYER_TABLES, Event, Record, RunNote, StepRecord
+from gradtrace.runlog.layerrows import LayerRows, Layers, no_layers
 from gradtrace.runlog.runs import read_info, status_of
 from gradtrace.runlog.schema import (
-    LAYER_TABLES,
     STEPS,
-    LayerRows,
     parse_event,
     row_record,
     step_rows,
@@ -65,7 +61,7 @@ class _Layers:
         self._rows: LayerRows | None = None
         self.dry = False
 
-    def take(self, step: int) -> LayerTable | None:
+    def take(self, step: int) -> Layers | None:
         while self._rows is None or self._rows.last < step:
             batch = None if self.dry else self._cursor.next_batch()
             if batch is None:
@@ -111,23 +107,16 @@ class Steps:
 
     def _record(self, row: dict[str, Any]) -> StepRecord | None:
         step = row["step"]
-        tables: dict[str, LayerTable | None] = {}
-        for table, count in zip(LAYER_TABLES, row["layers"] or [None] * 5, strict=False):
+        tables: dict[str, Layers | None] = {}
+        for table, count in zip(LAYER_TABLES, row["layers"] or (), strict=False):
             if count == 0:
-                tables[table] = empty_table(table)
+                tables[table] = no_layers(table)
             else:
                 tables[table] = None if count is None else self._layers[table].take(step)
         try:
             return row_record(row, tables)
         except (ValueError, TypeError):
             return None  # damaged text in a row must not hide the other rows
-
-
-@functools.cache
-def empty_table(table: str) -> LayerTable:
-    """A table without layers, as it was written."""
-    columns = TABLE_COLUMNS[table]
-    return LayerTable((), np.empty((0, len(columns))), columns)
 
 
 class Events:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gradtrace.runlog.schema import SCHEMAS
+from gradtrace.runlog.schema import SCHEMAS, write_options
 from gradtrace.runlog.thinning import Segment
 
 
@@ -73,7 +73,7 @@ class TableFile:
         self._sink = io.BytesIO()
         # A schema that tells where the segment begins lets a reader skip it unread.
         schema = SCHEMAS[self._table].with_metadata({"first_step": str(first)})
-        options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+        options = write_options(self._table)
         self._stream = pa.ipc.new_stream(self._sink, schema, options=options)
         self._segment = Segment(self._table, path, first, first, 0)
         return self._segment

@@ -79,6 +79,14 @@ class Run:
         """What the optimizer changed."""
         return self._table("updates")
 
+    @functools.cached_property
+    def histograms(self) -> Any:
+        """How gradients are distributed: `counts` of the bins between `limit * EDGES`.
+
+        `EDGES` is `gradtrace.histograms.EDGES`; the records' `histograms` have edges and counts.
+        """
+        return self._table("histograms")
+
     def records(self, first_step: int = 0, first_event: int = 0) -> Iterator[Record]:
         """The records in order by step, steps before events of the same step.
 

@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from gradtrace.histograms import BINS
 from gradtrace.records import (
     EVENT_TYPES,
+    HISTOGRAMS,
+    LAYER_TABLES,
     TABLE_COLUMNS,
     BatchRef,
     Clip,
     Event,
-    LayerTable,
     StepRecord,
     event_from_dict,
     event_to_dict,
 )
 
 STEPS = "steps"
-LAYER_TABLES = tuple(TABLE_COLUMNS)
 
 _F = pa.float64()
 _I = pa.int64()
@@ -71,7 +71,10 @@ _STEP_SCHEMA = pa.schema(
 
 
 def _layer_schema(table: str, layer: Any) -> Any:
-    columns = [(column, _F) for column in TABLE_COLUMNS[table]]
+    if table == HISTOGRAMS:
+        columns = [("limit", _F), ("counts", pa.list_(_I, BINS))]
+    else:
+        columns = [(column, _F) for column in TABLE_COLUMNS[table]]
     return pa.schema([("step", _I), ("layer", layer), *columns])
 
 
@@ -85,6 +88,16 @@ PLAIN_SCHEMAS: dict[str, Any] = {STEPS: _STEP_SCHEMA} | {
     table: _layer_schema(table, pa.string()) for table in LAYER_TABLES
 }
 """The same with layer names as plain strings, as handed to users."""
+
+
+def write_options(table: str) -> Any:
+    """How a table's streams are written."""
+    # Counts are mostly small or zero, and shrink to an eighth; other values hardly do.
+    small = table == HISTOGRAMS and pa.Codec.is_available("zstd")
+    return pa.ipc.IpcWriteOptions(
+        emit_dictionary_deltas=True, compression="zstd" if small else None
+    )
+
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -135,13 +148,7 @@ def steps_batch(records: Sequence[StepRecord]) -> Any:
 def _row(record: StepRecord) -> tuple[Any, ...]:
     clip = record.clip
     first = record.batches[0] if record.batches else None
-    tables = (
-        record.gradients,
-        record.weights,
-        record.activations,
-        record.signals,
-        record.updates,
-    )
+    tables = [getattr(record, table) for table in LAYER_TABLES]
     return (
         record.step,
         record.time,
@@ -179,7 +186,7 @@ def step_rows(batch: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def row_record(row: Mapping[str, Any], tables: Mapping[str, LayerTable | None]) -> StepRecord:
+def row_record(row: Mapping[str, Any], tables: Mapping[str, Any]) -> StepRecord:
     """The StepRecord of a row of `steps` and its layer tables; the inverse of `steps_batch`."""
     clip = None
     if row["clip_kind"] is not None:
@@ -214,93 +221,8 @@ def row_record(row: Mapping[str, Any], tables: Mapping[str, LayerTable | None]) 
         skipped=bool(row["skipped"]),
         remarks=tuple(row["remarks"] or ()),
         scores={key: _float(value) for key, value in scores.items()},
-        gradients=tables.get("gradients"),
-        weights=tables.get("weights"),
-        activations=tables.get("activations"),
-        signals=tables.get("signals"),
-        updates=tables.get("updates"),
+        **tables,
     )
-
-
-class LayerEncoder:
-    """Turns one table's `LayerTable`s into batches that share one growing dictionary of names."""
-
-    def __init__(self, table: str) -> None:
-        self._schema = SCHEMAS[table]
-        self._columns = TABLE_COLUMNS[table]
-        self._positions: dict[str, int] = {}
-        self._dictionary = pa.array([], pa.string())
-        self._indices: dict[tuple[str, ...], npt.NDArray[np.int32]] = {}
-
-    def encode(self, tables: Sequence[tuple[int, LayerTable]]) -> Any:
-        """One batch for `(step, table)` pairs; at least one pair. A few whole-array calls.
-
-        Columns are matched by name, absent ones become NaN. Raises ValueError when `values` is
-        not [layers, columns].
-        """
-        indices = [self._index(table.names) for _, table in tables]
-        values = np.concatenate([self._values(table) for _, table in tables])
-        steps = np.repeat(
-            np.array([step for step, _ in tables], np.int64), [len(index) for index in indices]
-        )
-        if len(self._dictionary) != len(self._positions):
-            # Arrow wants UTF-8; a name with a lone surrogate is stored escaped.
-            text = [n.encode("utf-8", "backslashreplace").decode() for n in self._positions]
-            self._dictionary = pa.array(text, pa.string())
-        layers = pa.DictionaryArray.from_arrays(np.concatenate(indices), self._dictionary)
-        arrays = [pa.array(steps), layers, *map(pa.array, np.ascontiguousarray(values.T))]
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-
-    def _index(self, names: tuple[str, ...]) -> npt.NDArray[np.int32]:
-        index = self._indices.get(names)
-        if index is None:
-            if len(self._indices) >= 64:  # names that change every step must not pile up
-                self._indices.clear()
-            positions = self._positions
-            index = np.array([positions.setdefault(n, len(positions)) for n in names], np.int32)
-            self._indices[names] = index
-        return index
-
-    def _values(self, table: LayerTable) -> npt.NDArray[np.float64]:
-        values = np.asarray(table.values, np.float64)
-        if values.shape != (len(table.names), len(table.columns)):
-            raise ValueError(
-                f"layer table of shape {values.shape}; expected {len(table.names)} layers by "
-                f"{len(table.columns)} columns"
-            )
-        if table.columns == self._columns:
-            return values
-        missing = np.full(len(table.names), np.nan)
-        known = dict(zip(table.columns, values.T, strict=True))
-        return np.stack([known.get(column, missing) for column in self._columns], axis=1)
-
-
-class LayerRows:
-    """One layer-table batch, ready to be asked for a step; the inverse of `LayerEncoder`."""
-
-    def __init__(self, table: str, batch: Any) -> None:
-        self._columns = TABLE_COLUMNS[table]
-        self._names = batch.column("layer").dictionary.to_pylist()
-        self._indices = batch.column("layer").indices.to_numpy(zero_copy_only=False)
-        self._values = np.stack(
-            [batch.column(c).to_numpy(zero_copy_only=False) for c in self._columns], axis=1
-        )
-        steps = batch.column("step").to_numpy(zero_copy_only=False)
-        self._steps, self._starts = np.unique(steps, return_index=True)
-        self._ends = np.append(self._starts[1:], len(steps))
-        self._known: tuple[npt.NDArray[np.int32], tuple[str, ...]] | None = None
-        self.last = int(self._steps[-1]) if len(steps) else -1
-
-    def find(self, step: int) -> LayerTable | None:
-        """The table of `step`, None when it is not in this batch. Copies its rows."""
-        at = int(np.searchsorted(self._steps, step))
-        if at >= len(self._steps) or self._steps[at] != step:
-            return None
-        rows = slice(int(self._starts[at]), int(self._ends[at]))
-        index = self._indices[rows]
-        if self._known is None or not np.array_equal(self._known[0], index):
-            self._known = (index, tuple(self._names[i] for i in index))
-        return LayerTable(self._known[1], self._values[rows].copy(), self._columns)
 
 
 def event_line(event: Event) -> bytes:

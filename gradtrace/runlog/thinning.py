@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gradtrace.runlog.schema import SCHEMAS, STEPS
+from gradtrace.runlog.schema import SCHEMAS, STEPS, write_options
 from gradtrace.runlog.segments import SegmentReader
 
 BEFORE_EVENT = 50
@@ -193,7 +193,8 @@ def _replace(segment: Segment, rows: Any) -> int:
         return 0
     sink = pa.BufferOutputStream()
     metadata = {"first_step": str(segment.first_step), "kept_every": str(segment.kept_every)}
-    with pa.ipc.new_stream(sink, SCHEMAS[segment.table].with_metadata(metadata)) as stream:
+    schema, options = SCHEMAS[segment.table].with_metadata(metadata), write_options(segment.table)
+    with pa.ipc.new_stream(sink, schema, options=options) as stream:
         stream.write_batch(rows)
     data = memoryview(sink.getvalue())
     temporary = segment.path.with_name(f".{segment.path.name}.tmp")

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradtrace.records import Event, LayerTable, RunInfo, RunNote, StepRecord
+from gradtrace.records import LAYER_TABLES, Event, RunInfo, RunNote, StepRecord, table_bytes
 from gradtrace.runlog.backlog import EVENTS_FILE
 from gradtrace.runlog.files import EventFile, TableFile, write_fully
+from gradtrace.runlog.layerrows import LayerEncoder
 from gradtrace.runlog.runs import INFO_FILE
 from gradtrace.runlog.schema import (
-    LAYER_TABLES,
     STEPS,
-    LayerEncoder,
     event_line,
     jsonable,
     steps_batch,
@@ -305,9 +304,8 @@ class _Outage:
 
 
 def _size(record: StepRecord) -> int:
-    tables: list[LayerTable | None] = [getattr(record, table) for table in LAYER_TABLES]
     samples = sum(len(batch.sample_ids or ()) for batch in record.batches)
-    return 512 + 64 * samples + sum(t.values.nbytes for t in tables if t is not None)
+    return 512 + 64 * samples + table_bytes(record)
 
 
 def _plain_info(info: RunInfo) -> dict[str, Any]:
