@@ -21,6 +21,7 @@ from gradtrace import Sampling, Spike, load_run
 from gradtrace.delivery import deliver
 from gradtrace.exporters import TensorBoardExporter
 from gradtrace.records import BatchRef, RunInfo, StepRecord
+from gradtrace.runlog import Backlog
 from gradtrace.testing import MemoryBacklog
 
 
@@ -95,13 +96,16 @@ def test_every_step_is_there_and_equal_to_the_run_log(tmp_path: Path) -> None:
     assert "| `model.width` | `8` |" in texts(board, "config")[0]
 
 
-def test_histograms_arrive_where_they_were_sampled(tmp_path: Path) -> None:
-    """Sampled steps hold each group's counts and edges; a bin's values are the run log's."""
+@pytest.mark.parametrize("later", [False, True])
+def test_histograms_arrive_where_they_were_sampled(tmp_path: Path, later: bool) -> None:
+    """Sampled steps hold each layer's counts, those of the run log, sent at once or afterwards."""
     exporter = TensorBoardExporter(tmp_path / "board", layers=["2.*"])
     sampling = Sampling(histograms=20, first=0, burst=0)
-    data = dataset()
-    _, trace = train(data, tmp_path, epochs=1, sampling=sampling, exporters=[exporter])
+    data, exporters = dataset(), [] if later else [exporter]
+    _, trace = train(data, tmp_path, epochs=1, sampling=sampling, exporters=exporters)
     assert trace.path is not None
+    if later:
+        deliver(Backlog(trace.path), info(path=trace.path), exporter)
     accumulator = read(tmp_path / "board")
     for name in ("2.weight", "2.bias"):
         events = accumulator.Histograms(f"gradtrace/layers/{name}/gradients")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradtrace.histograms import BINS, LayerHistograms
 from gradtrace.records import MOMENT_COLUMNS, LayerTable, RunInfo, RunNote, SkippedStep, StepRecord
 from gradtrace.runlog import RunLog, create_run_directory, load_run, thinning
 
@@ -196,3 +197,22 @@ def test_a_rewrite_that_fails_leaves_the_segment(
     log.flush()
     assert steps_of(log.path, "gradients") < set(range(500))
     assert 1 not in steps_of(log.path, "gradients")
+
+
+def test_histograms_are_small_and_stay_so_when_thinned(tmp_path: Path) -> None:
+    """Their files take a fraction of their bytes, thinned ones too, and read back equal."""
+    rng = np.random.default_rng(0)
+    shape = rng.poisson(np.exp(-np.square(np.linspace(-6, 6, BINS)))[None] * 300.0, (40, BINS))
+    found = LayerHistograms(NAMES, shape.astype(np.int64), np.exp2(np.arange(40.0) - 20))
+    log = open_log(tmp_path, max_bytes=4_000_000)
+    for step in range(1500):
+        log.append([StepRecord(step, float(step), histograms=found)])
+        if step % 50 == 49:
+            log.flush()
+    log.close({})
+    run = load_run(log.path)
+    kept = [r for r in run.records() if isinstance(r, StepRecord) and r.histograms is not None]
+    assert run.info["thinned"] and 100 < len(kept) < 1500
+    assert all(r.histograms == found for r in kept)
+    size = sum(file.stat().st_size for file in log.path.glob("histograms-*"))
+    assert size < len(kept) * found.nbytes / 5
