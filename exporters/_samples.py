@@ -53,6 +53,7 @@ class RunSamples:
         self._spikes = {signal: _SpikeCount() for signal in SIGNALS}
         self._last: StepRecord | None = None
         self._last_spike: Spike | None = None
+        self._last_nonfinite: StepRecord | None = None
         self._crowded = False
         self._all = self._labels()
 
@@ -97,7 +98,7 @@ class RunSamples:
             (self._labels(exporter=name), float(lost), None)
             for name, lost in (dropped or {}).items()
         ]
-        found |= self._of_last_step() | self._of_last_spike()
+        found |= self._of_last_step() | self._of_last_spike() | self._of_last_nonfinite()
         room = self._max_series - sum(map(len, found.values()))
         found |= self._of_layers(room)
         return [(metric, found[name]) for name, metric in _BY_NAME.items() if found.get(name)]
@@ -106,8 +107,9 @@ class RunSamples:
         values = self._totals.values()
         for key in _ONCE:
             if values[key] > self._counts.get(key, 0.0):
-                batch = record.batches[0].batch_index if record.batches else None
-                self._newest[key] = _exemplar(record.step, batch, record.time)
+                self._newest[key] = _exemplar(record.step, first_batch(record), record.time)
+                if key == "nonfinite_steps":
+                    self._last_nonfinite = record
             self._counts[key] = values[key]
 
     def _take_layers(self, record: StepRecord) -> None:
@@ -136,6 +138,7 @@ class RunSamples:
         found: dict[str, list[Sample]] = {"gradtrace_steps_total": [(self._all, steps, None)]}
         if last is not None:
             found["gradtrace_last_step_timestamp_seconds"] = [(self._all, last.time, None)]
+            found |= self._place("gradtrace_last_step_batch_index", first_batch(last))
             found["gradtrace_learning_rate"] = [
                 (self._labels(group=str(group)), lr, None) for group, lr in enumerate(last.lr)
             ]
@@ -148,13 +151,20 @@ class RunSamples:
         spike = self._last_spike
         if spike is None:
             return {}
-        found: dict[str, list[Sample]] = {
-            "gradtrace_last_spike_step": [(self._all, spike.step, None)]
-        }
-        batch = spike_batch(spike)
-        if batch is not None:
-            found["gradtrace_last_spike_batch_index"] = [(self._all, batch, None)]
-        return found
+        return self._place("gradtrace_last_spike_step", spike.step) | self._place(
+            "gradtrace_last_spike_batch_index", spike_batch(spike)
+        )
+
+    def _of_last_nonfinite(self) -> dict[str, list[Sample]]:
+        record = self._last_nonfinite
+        if record is None:
+            return {}
+        return self._place("gradtrace_last_nonfinite_step", record.step) | self._place(
+            "gradtrace_last_nonfinite_batch_index", first_batch(record)
+        )
+
+    def _place(self, name: str, at: int | None) -> dict[str, list[Sample]]:
+        return {} if at is None else {name: [(self._all, at, None)]}
 
     def _of_layers(self, room: int) -> dict[str, list[Sample]]:
         total = sum(map(len, self._by_layer.values()))
@@ -196,6 +206,11 @@ def spike_batch(spike: Spike) -> int | None:
     if at is not None and at < len(spike.batches):
         return spike.batches[at].batch_index
     return spike.batches[0].batch_index if spike.batches else None
+
+
+def first_batch(record: StepRecord) -> int | None:
+    """The index of the step's first batch; None where no loader is watched."""
+    return record.batches[0].batch_index if record.batches else None
 
 
 def _exemplar(step: int, batch: int | None, time: float) -> Exemplar:

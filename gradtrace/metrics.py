@@ -53,9 +53,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("clipped_steps", "gradtrace_clipped_steps_total", "count", "Steps clipping changed"),
     Metric("step", "gradtrace_steps_total", "count", "Optimizer steps"),
     Metric("", "gradtrace_last_step_timestamp_seconds", "s", "Unix time of the last step"),
+    Metric("", "gradtrace_last_step_batch_index", "", "Batch index of the last step"),
     Metric("", "gradtrace_run_active", "", "1 while the run goes on"),
     Metric("", "gradtrace_last_spike_step", "", "Step of the last spike"),
     Metric("", "gradtrace_last_spike_batch_index", "", "Batch index of the last spike"),
+    Metric("", "gradtrace_last_nonfinite_step", "", "Last step with NaN or Inf"),
+    Metric("", "gradtrace_last_nonfinite_batch_index", "", "Batch index of that step"),
     Metric(
         "layers/<name>/grad_norm", "gradtrace_layer_grad_norm", "L2", "Layer's norm", ("layer",)
     ),

@@ -32,9 +32,12 @@ skipped_steps gradtrace_skipped_steps_total
 clipped_steps gradtrace_clipped_steps_total
 step gradtrace_steps_total
 - gradtrace_last_step_timestamp_seconds
+- gradtrace_last_step_batch_index
 - gradtrace_run_active
 - gradtrace_last_spike_step
 - gradtrace_last_spike_batch_index
+- gradtrace_last_nonfinite_step
+- gradtrace_last_nonfinite_batch_index
 layers/<name>/grad_norm gradtrace_layer_grad_norm layer
 layers/<name>/update_ratio gradtrace_layer_update_ratio layer
 layers/<name>/zero_fraction gradtrace_layer_zero_fraction layer

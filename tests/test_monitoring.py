@@ -9,19 +9,21 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prometheus_servers import Prometheus, eventually, is_missing, prometheus
-from promtool_cases import RUN, healthy, minutes, verdict
+from promtool_cases import EVERY, RUN, healthy, minutes, verdict
 from spiking import dataset, train
 
 from gradtrace.exporters import PrometheusExporter
 from gradtrace.metrics import METRICS
 from gradtrace.monitoring import grafana_rules, prometheus_rules, rules, write_monitoring
 from gradtrace.monitoring.dashboard import ROWS, dashboard_json
+from gradtrace.monitoring.rules import grafana_expr
 
 TEMPLATES = Path(__file__).parents[1] / "gradtrace/monitoring/templates"
 NAMES = [rule.name.removeprefix("Gradtrace") for rule in rules()]
@@ -266,6 +268,53 @@ def test_every_rule_has_cases() -> None:
     assert len(NAMES) == 12
 
 
+@needs_promtool
+@pytest.mark.parametrize("loader", [True, False])
+def test_alerts_name_their_own_step_and_batch(loader: bool, tmp_path: Path, rule_file: str) -> None:
+    """An event's alert names the event's place, a lasting one the last step's, also of the gone."""
+    changed = {
+        NONFINITE: later("0", TEN, f"1x{TEN}"),
+        f"gradtrace_last_nonfinite_step{{{RUN}}}": later("_", TEN, f"597x{TEN}"),
+        CLIPPED: f"0.95x{2 * TEN - 1}",
+    }
+    if loader:
+        changed |= {
+            f"gradtrace_last_nonfinite_batch_index{{{RUN}}}": later("_", TEN, f"47x{TEN}"),
+            f"gradtrace_last_step_batch_index{{{RUN}}}": f"0+{EVERY}x{2 * TEN}",
+        }
+    series = {n: v.replace(f"x{4 * HOUR}", f"x{2 * TEN}") for n, v in (healthy() | changed).items()}
+    for name in series:
+        series[name] += " stale"
+    of = {rule.name: rule for rule in rules()}
+
+    def notes(name: str, step: int, batch: int) -> dict[str, str]:
+        index = str(batch) if loader else "-"
+        return {
+            "summary": f"r: {of[name].summary}",
+            "description": f"run r rank 0, step {step}, batch index {index}",
+            "next": of[name].advice,
+            "step": str(step),
+            "batch_index": index,
+        }
+
+    last = 2 * TEN * EVERY
+    expected = {
+        (10.25, "GradtraceNonFinite"): notes("GradtraceNonFinite", 597, 47),
+        (15, "GradtraceClippingAlways"): notes("GradtraceClippingAlways", 899, 900),
+        (22, "GradtraceRunVanished"): notes("GradtraceRunVanished", last - 1, last),
+    }
+    assert verdict(tmp_path, rule_file, series, {}, expected) == ""
+
+
+OF_EVENTS = {
+    "Spike": "spike",
+    "SpikeRateRising": "spike",
+    "PeriodicSpikes": "spike",
+    "NonFinite": "nonfinite",
+}
+"""Alerts that are about another step than the last one."""
+
+
 def test_every_alert_says_where_and_what_next() -> None:
     """Annotations name run, step and batch index, and what to look at; metrics all exist."""
     [group] = yaml.safe_load(prometheus_rules())["groups"]
@@ -274,7 +323,13 @@ def test_every_alert_says_where_and_what_next() -> None:
         notes = rule["annotations"]
         assert set(notes) == {"summary", "description", "next", "step", "batch_index"}
         assert "$labels.run" in notes["summary"] and "$labels.run" in notes["description"]
-        assert "gradtrace_last_spike_batch_index" in notes["batch_index"]
+        asked = set(re.findall(r"gradtrace_\w+", "".join(notes.values())))
+        about = OF_EVENTS.get(rule["alert"].removeprefix("Gradtrace"), "step")
+        assert asked & known == {
+            f"gradtrace_last_{about}_batch_index",
+            "gradtrace_steps_total" if about == "step" else f"gradtrace_last_{about}_step",
+        }
+        assert asked <= known
         assert len(notes["next"]) > 40
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert set(re.findall(r"gradtrace_\w+", rule["expr"])) <= known
@@ -288,7 +343,9 @@ def test_grafana_has_the_same_rules() -> None:
     for rule, same in zip(group["rules"], original["rules"], strict=True):
         queries = {query["refId"]: query["model"] for query in rule["data"]}
         assert rule["condition"] in queries
-        assert same["expr"] in queries["A"]["expr"]
+        assert f"({same['expr']}) ^ 0" in queries["A"]["expr"]
+        named = "step {{ $labels.step }}" in rule["annotations"]["description"]
+        assert named == (rule["title"].removeprefix("Gradtrace") in OF_EVENTS)
         assert queries[rule["condition"]]["expression"] == "A"
         assert rule["for"] == same.get("for", "0s")
         assert rule["annotations"]["next"] == same["annotations"]["next"]
@@ -326,7 +383,11 @@ def test_the_dashboard_has_its_rows() -> None:
     assert [variable["name"] for variable in board["templating"]["list"]] == ["run", "rank"]
     # All but what is told by alerts can be seen.
     shown = {name for panel in panels for t in panel["targets"] for name in NAME.findall(t["expr"])}
-    assert {metric.prometheus for metric in METRICS} - shown == set()
+    assert {metric.prometheus for metric in METRICS} - shown == {
+        "gradtrace_last_step_batch_index",
+        "gradtrace_last_nonfinite_step",
+        "gradtrace_last_nonfinite_batch_index",
+    }
 
 
 NAME = re.compile(r"gradtrace_\w+")
@@ -458,9 +519,33 @@ def test_every_variable_has_values(scraped: Prometheus) -> None:
 
 
 @pytest.mark.skipif(is_missing("prometheus"), reason="Debian's package prometheus is not installed")
+def test_grafana_names_the_spike(scraped: Prometheus) -> None:
+    """Its alert on a real spike has the step and the batch index as labels."""
+    spike = next(rule for rule in rules() if rule.name == "GradtraceSpike")
+    at = time.time() - 1  # the training goes on
+    [step, batch] = [
+        float(scraped.query(f"gradtrace_last_spike_{name}", time=at)[0]["value"][1])
+        for name in ("step", "batch_index")
+    ]
+    alarming = replace(spike, expr="gradtrace_spikes_total > 0")
+    for index in (batch, None):
+        expr = grafana_expr(alarming)
+        if index is None:  # as without a loader
+            expr = expr.replace("gradtrace_last_spike_batch_index", "gradtrace_nothing")
+        found = scraped.query(expr, time=at)
+        assert found
+        for series in found:
+            labels = series["metric"]
+            assert labels["run"] == "mine" and labels["signal"] in ("loss", "grad_norm")
+            assert labels["step"] == f"{step:.0f}"
+            assert labels["batch_index"] == ("unknown" if index is None else f"{index:.0f}")
+            assert series["value"][1] == "1"
+
+
+@pytest.mark.skipif(is_missing("prometheus"), reason="Debian's package prometheus is not installed")
 def test_every_rule_can_be_asked(scraped: Prometheus) -> None:
     """The server evaluates each expression, and Grafana's form of it, without an error."""
     for rule in rules(scale=0.01):
         scraped.query(rule.expr)
-        scraped.query(f"({rule.expr}) ^ 0")
+        scraped.query(grafana_expr(rule))
     assert time.time() - (scraped.value("gradtrace_last_step_timestamp_seconds") or 0) < 60

@@ -10,13 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 ACTIVE = "on (run, rank) (gradtrace_run_active == 1)"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One alert. `hold` is how many seconds the expression must have held."""
+    """One alert. `hold` is how many seconds the expression must have held.
+
+    `about` is whose step and batch it names: those of the last "spike" or "nonfinite" step, or of
+    the last "step" seen.
+    """
 
     name: str
     expr: str
@@ -24,6 +29,7 @@ class Rule:
     severity: str
     summary: str
     advice: str
+    about: Literal["spike", "nonfinite", "step"] = "step"
 
 
 def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
@@ -60,6 +66,7 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
             "{{ $labels.signal }} spiked",
             "`gradtrace spikes RUN` names the samples, the layers that rose and the likely cause; "
             "`trace.suspects` measures the samples.",
+            "spike",
         ),
         Rule(
             "GradtraceSpikeRateRising",
@@ -71,6 +78,7 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
             "more than twice as many spikes in this hour as in the one before",
             "Compare learning rate and clipping with an hour ago; `gradtrace spikes RUN` lists "
             "what the newest have in common.",
+            "spike",
         ),
         Rule(
             "GradtracePeriodicSpikes",
@@ -81,6 +89,7 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
             "Spikes that come back are samples that come back, or something done every so many "
             "steps: `gradtrace spikes RUN` matches the period, `gradtrace bad-batches RUN` lists "
             "the samples.",
+            "spike",
         ),
         Rule(
             "GradtraceNonFinite",
@@ -90,6 +99,7 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
             "NaN or Inf in the loss or the gradients",
             "The nonfinite event in `gradtrace show RUN` names the first bad layer in forward and "
             "in backward order. Stop before a checkpoint is overwritten.",
+            "nonfinite",
         ),
         Rule(
             "GradtraceStepsSkipped",
@@ -183,19 +193,30 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
     )
 
 
-def looked_up(metric: str) -> str:
-    """A template that gives a metric's present value for the alert's run and rank."""
-    query = 'printf "' + metric + '{run=%q,rank=%q}" $labels.run $labels.rank | query'
-    return "{{ with " + query + ' }}{{ . | first | value | printf "%.0f" }}{{ else }}-{{ end }}'
+PLACES = {
+    "spike": ("gradtrace_last_spike_step%s", "gradtrace_last_spike_batch_index%s"),
+    "nonfinite": ("gradtrace_last_nonfinite_step%s", "gradtrace_last_nonfinite_batch_index%s"),
+    # Of a run that has vanished, what was last seen.
+    "step": (
+        "last_over_time(gradtrace_steps_total%s[1h]) - 1 >= 0",
+        "last_over_time(gradtrace_last_step_batch_index%s[1h])",
+    ),
+}
+"""Queries for the step and the batch index that an alert is about; `%s` selects run and rank."""
 
 
-def where() -> str:
-    """The template that names run, rank, steps and batch."""
+def looked_up(query: str) -> str:
+    """A template that gives what a query says of the alert's run and rank."""
+    selected = query % "{run=%q,rank=%q}"
+    asked = f'printf "{selected}" $labels.run $labels.rank | query'
+    return "{{ with " + asked + ' }}{{ . | first | value | printf "%.0f" }}{{ else }}-{{ end }}'
+
+
+def where(about: str) -> str:
+    """The template that names run, rank, step and batch."""
+    step, batch = map(looked_up, PLACES[about])
     return (
-        "run {{ $labels.run }} rank {{ $labels.rank }}, after "
-        f"{looked_up('gradtrace_steps_total')} steps; last spike at step "
-        f"{looked_up('gradtrace_last_spike_step')}, batch index "
-        f"{looked_up('gradtrace_last_spike_batch_index')}"
+        f"run {{{{ $labels.run }}}} rank {{{{ $labels.rank }}}}, step {step}, batch index {batch}"
     )
 
 
@@ -216,15 +237,12 @@ def prometheus_rules(*, scale: float = 1.0) -> str:
             f"          severity: {rule.severity}",
             "        annotations:",
             f"          summary: {quoted('{{ $labels.run }}: ' + rule.summary)}",
-            f"          description: {quoted(where())}",
+            f"          description: {quoted(where(rule.about))}",
             f"          next: {quoted(rule.advice)}",
         ]
         lines += [
-            f"          {name}: {quoted(looked_up(metric))}"
-            for name, metric in (
-                ("step", "gradtrace_last_spike_step"),
-                ("batch_index", "gradtrace_last_spike_batch_index"),
-            )
+            f"          {name}: {quoted(looked_up(query))}"
+            for name, query in zip(("step", "batch_index"), PLACES[rule.about], strict=True)
         ]
     return "\n".join(lines) + "\n"
 
@@ -238,9 +256,29 @@ def grafana_rules(*, datasource: str = "gradtrace-prometheus", scale: float = 1.
     return "\n".join(lines) + "\n"
 
 
-def _grafana_rule(rule: Rule, datasource: str) -> Iterator[str]:
+def grafana_expr(rule: Rule) -> str:
+    """The expression for Grafana, whose templates cannot ask for another series.
+
+    Step and batch index of an event are labels of the alert. Those of the last step would be new
+    at every look, and no alert would last.
+    """
     # Whatever the expression leaves alerts, also where its value is 0: its 0th power is 1.
     expr = f"({rule.expr}) ^ 0"
+    if rule.about == "step":
+        return expr
+    step, batch = (query % "" for query in PLACES[rule.about])
+    known = f"{batch} or on (run, rank) (0 * {step} - 1)"
+    index = f'count_values by (run, rank) ("batch_index", {known})'
+    return (
+        f"({expr}) * on (run, rank) group_left (step, batch_index) ("
+        f'count_values by (run, rank) ("step", {step}) '
+        "* on (run, rank) group_left (batch_index) "
+        f'label_replace({index}, "batch_index", "unknown", "batch_index", "-1"))'
+    )
+
+
+def _grafana_rule(rule: Rule, datasource: str) -> Iterator[str]:
+    expr = grafana_expr(rule)
     yield f"      - uid: {rule.name.lower()}"
     yield f"        title: {rule.name}"
     yield "        condition: B"
@@ -262,10 +300,14 @@ def _grafana_rule(rule: Rule, datasource: str) -> Iterator[str]:
     yield "                - evaluator: {type: gt, params: [0]}"
     yield f"        labels: {{severity: {rule.severity}}}"
     yield "        annotations:"
-    # Grafana's templates cannot ask for another series, and its $value is that of the threshold.
+    # Its $value is that of the threshold.
     summary = rule.summary.replace(" for {{ $value | humanizeDuration }}", " for long")
     yield f"          summary: {quoted('{{ $labels.run }}: ' + summary)}"
-    place = "run {{ $labels.run }} rank {{ $labels.rank }}; step and batch are in the Spikes row"
+    place = "run {{ $labels.run }} rank {{ $labels.rank }}"
+    if rule.about == "step":
+        place += ", its last step; the dashboard shows which that is"
+    else:
+        place += ", step {{ $labels.step }}, batch index {{ $labels.batch_index }}"
     yield f"          description: {quoted(place)}"
     yield f"          next: {quoted(rule.advice)}"
 

@@ -43,9 +43,17 @@ def verdict(
     rules: str,
     series: Mapping[str, str],
     firing: Mapping[float, set[str]],
+    notes: Mapping[tuple[float, str], Mapping[str, str]] | None = None,
 ) -> str:
-    """What promtool finds wrong with it; empty when just those alerts fire at those minutes."""
+    """What promtool finds wrong with it; empty when just those alerts fire at those minutes.
+
+    `notes`: the annotations of some of them, by minute and name.
+    """
     (folder / "gradtrace.rules.yml").write_text(rules)
+    severity = {
+        rule["alert"]: rule["labels"]["severity"]
+        for rule in yaml.safe_load(rules)["groups"][0]["rules"]
+    }
     test = {
         "rule_files": ["gradtrace.rules.yml"],
         "evaluation_interval": f"{EVERY}s",
@@ -62,6 +70,19 @@ def verdict(
                         ],
                     }
                     for at, names in firing.items()
+                ],
+                "alert_rule_test": [
+                    {
+                        "eval_time": f"{round(at * 60)}s",
+                        "alertname": name,
+                        "exp_alerts": [
+                            {
+                                "exp_labels": {"run": "r", "rank": "0", "severity": severity[name]},
+                                "exp_annotations": dict(expected),
+                            }
+                        ],
+                    }
+                    for (at, name), expected in (notes or {}).items()
                 ],
             }
         ],
