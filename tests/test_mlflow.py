@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from mlflow_server import LossyProxy, MlflowServer, black_hole, free_port, is_missing
+from run_values import values_of
 from spike_records import record
 from spiking import dataset, train
 
@@ -53,6 +54,10 @@ def client(server: MlflowServer) -> Any:
     return MlflowClient(server.url)
 
 
+COUNTS = {"spikes", "nonfinite_steps", "spike_score", "overhead_seconds", "dropped_records"}
+SUMMARY = {"grad_norm", "clip", "spike_share", "overhead_ratio", "suggested_clip_norm", "loss"}
+
+
 def history(client: Any, run_id: str | None, key: str) -> dict[int, float]:
     """Values by step; fails when a step is there twice."""
     found = client.get_metric_history(run_id, key)
@@ -62,14 +67,17 @@ def history(client: Any, run_id: str | None, key: str) -> dict[int, float]:
 
 
 def assert_complete(client: Any, run_id: str | None, path: Path) -> None:
-    """Every step's loss and norm is there as the run log has it; no key has a step twice."""
-    steps = load_run(path).steps.to_pylist()
-    assert steps
-    for column in ("loss", "grad_norm"):
-        wanted = {row["step"]: row[column] for row in steps}
-        assert history(client, run_id, f"gradtrace/{column}") == wanted
-    for key in client.get_run(run_id).data.metrics:
-        history(client, run_id, key)
+    """Every step's values are there as the run log has them; no key has a step twice."""
+    wanted = values_of(path)
+    assert wanted["loss"]
+    found = {key: history(client, run_id, key) for key in client.get_run(run_id).data.metrics}
+    for key, series in wanted.items():
+        values = found.pop(f"gradtrace/{key}")
+        values.pop(max(wanted["loss"]) + 1, None)  # the summary
+        assert values == pytest.approx(series, rel=1e-12), key
+    # The rest is counts of events, shares of zeros in groups, and the summary.
+    rest = {key.split("/")[1] for key in found if key.startswith("gradtrace/")}
+    assert rest <= {"layers", *COUNTS, *SUMMARY}
 
 
 def send(path: Path, exporter: MLflowExporter, *, again: bool = False) -> Delivered:
