@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -14,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,96 @@ def test_scrapes_while_training(tmp_path: Path) -> None:
     assert trace.notes == []
     for into in counts:
         assert into and into == sorted(into)
+    bare, _ = train(dataset(3, 77), None)
+    for mine, theirs in zip(model.parameters(), bare.parameters(), strict=True):
+        assert mine.equal(theirs)
+
+
+def port_of(exporter: PrometheusExporter) -> int:
+    return int(str(exporter.url).split(":")[2].split("/")[0])
+
+
+def garbage(exporter: PrometheusExporter) -> int:
+    with socket.create_connection(("127.0.0.1", port_of(exporter)), timeout=20) as connection:
+        connection.sendall(b"\x00\xff nonsense\r\n\r\n")
+        return int(connection.recv(100).split()[1])
+
+
+def asking(exporter: PrometheusExporter, credentials: str | None) -> int:
+    request = urllib.request.Request(str(exporter.url))
+    if credentials is not None:
+        token = base64.b64encode(credentials.encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@contextlib.contextmanager
+def repeated(*doing: Callable[[], int]) -> Iterator[list[set[int]]]:
+    """Each of these again and again in a thread of its own, what they gave, each once at least."""
+    told: list[set[int]] = [set() for _ in doing]
+    done = threading.Event()
+
+    def repeat(one: Callable[[], int], into: set[int]) -> None:
+        while not done.is_set():
+            into.add(one())
+
+    threads = [threading.Thread(target=repeat, args=pair) for pair in zip(doing, told, strict=True)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield told
+        eventually(lambda: all(told))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_abuse_while_training(tmp_path: Path) -> None:
+    """Garbage, wrong passwords, headers that never end, and a forked process that stays: training
+    is the same to the last bit, the right scraper is served, nothing is left and the port is free.
+    """
+    exporter = PrometheusExporter(port=0, auth=("me", "secret"))
+    fork = multiprocessing.get_context("fork")
+    ready, over = fork.Event(), fork.Event()
+    child = fork.Process(target=hold, args=(ready, over))
+    before = set(threading.enumerate())
+    told: list[set[int]] = []
+    with contextlib.ExitStack() as slow, contextlib.ExitStack() as abuse:
+
+        def during(trace: Any, step: int) -> None:
+            if step == 0:
+                told[:] = abuse.enter_context(
+                    repeated(
+                        lambda: garbage(exporter),
+                        lambda: asking(exporter, None),
+                        lambda: asking(exporter, "me:other"),
+                        lambda: asking(exporter, "me:secret"),
+                    )
+                )
+                child.start()
+                assert ready.wait(60)
+            if step % 10 == 0:
+                address = ("127.0.0.1", port_of(exporter))
+                connection = slow.enter_context(socket.create_connection(address))
+                connection.sendall(b"GET /metrics HTTP/1.1\r\nA: ")
+            if step == 99:
+                abuse.close()
+
+        try:
+            model, trace = train(dataset(3, 77), tmp_path, exporters=[exporter], during=during)
+            assert child.is_alive()
+            socket.create_server(("127.0.0.1", port_of(exporter))).close()
+            assert set(threading.enumerate()) <= before
+        finally:
+            over.set()
+            child.join()
+    assert told == [{400}, {401}, {401}, {200}]
+    assert trace.notes == [] and len(trace.steps) == 100
     bare, _ = train(dataset(3, 77), None)
     for mine, theirs in zip(model.parameters(), bare.parameters(), strict=True):
         assert mine.equal(theirs)
