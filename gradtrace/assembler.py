@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from gradtrace.clips import clip_of, sort_out
 from gradtrace.histograms import LayerHistograms
@@ -19,9 +18,9 @@ from gradtrace.records import (
     Array,
     BatchRef,
     LayerTable,
-    SampleId,
     StepRecord,
 )
+from gradtrace.sampleids import plain
 
 
 class Assembler:
@@ -192,24 +191,4 @@ def _histograms(raw: RawStep, arrays: Sequence[Array]) -> LayerHistograms | None
 
 def batch_ref(batch: Batch) -> BatchRef:
     """The batch with its ids as plain ints and strings."""
-    return BatchRef(batch.epoch, batch.batch_index, batch.ordinal, _plain_ids(batch.sample_ids))
-
-
-def _plain_ids(ids: Any) -> tuple[SampleId, ...] | None:
-    if ids is None:
-        return None
-    if isinstance(ids, Tensor):
-        ids = ids.reshape(-1).tolist() if ids.device.type == "cpu" else None
-    elif isinstance(ids, np.ndarray):
-        ids = ids.reshape(-1).tolist()
-    elif isinstance(ids, (str, int)):
-        ids = (ids,)
-    if ids is None:
-        return None
-    if set(map(type, ids)) <= {int, str}:
-        return tuple(ids)
-    plain = [
-        int(i) if isinstance(i, np.integer) or (isinstance(i, Tensor) and i.numel() == 1) else i
-        for i in ids
-    ]
-    return tuple([i if isinstance(i, (int, str)) else str(i) for i in plain])
+    return BatchRef(batch.epoch, batch.batch_index, batch.ordinal, plain(batch.sample_ids))

@@ -16,6 +16,7 @@ from gradtrace.collector import Collector
 from gradtrace.guard import Guard
 from gradtrace.measure.parameters import qualified
 from gradtrace.openstep import Batch, ClipCall
+from gradtrace.sampleids import SampleIds
 from gradtrace.sampling import Due, Sampling
 from gradtrace.taps import backward, clipping, loaders, modules, optimizers, scaler
 from gradtrace.taps.patches import Target, registry
@@ -39,7 +40,7 @@ class Watch:
         self._models = models
         self._guard = guard
         self._note = note
-        self._sample_ids = sample_ids
+        self._sample_ids = None if sample_ids is None else SampleIds(sample_ids, note)
         self._batches = 0
         self._epochs: dict[int, int] = {}
         self._scaled: deque[tuple[weakref.ref[Tensor], Tensor, Any]] = deque(maxlen=64)
@@ -210,11 +211,7 @@ class Watch:
     def _delivered(self, epoch: int, batch_index: int, indices: Any, data: Any) -> None:
         ids: Any = None
         if self._sample_ids is not None:
-            ids = self._sample_ids(data)
-            if isinstance(ids, Tensor):
-                ids = ids.detach().clone()
-            elif isinstance(ids, (list, tuple)):
-                ids = tuple(ids)
+            ids = self._sample_ids.of(data)
         elif isinstance(indices, (list, tuple)):
             ids = tuple(indices)
             if ids and ids[0] is None:

@@ -1,0 +1,100 @@
+"""The user's own sample ids: what their function may return, and plain ints and texts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gradtrace.records import SampleId
+
+_EXPECTED = (
+    "expected the ids of the batch's samples: ints or strings in a list, a tuple, an array or a "
+    "tensor on the CPU"
+)
+
+
+class SampleIds:
+    """Calls the user's `sample_ids` on each batch. Training thread; O(1) but for iterators.
+
+    What it raises, or returns that are no ids, is noted once; the batch is then without any.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], note: Callable[[str, str], None]) -> None:
+        self._function = function
+        self._note = note
+        self._told = False
+
+    def of(self, batch: Any) -> Any:
+        """What names the samples, kept from later changes; None where nothing does."""
+        try:
+            ids = _kept(self._function(batch))
+            problem = _problem(ids)
+        except Exception as error:
+            problem = f"raised {type(error).__name__}: {error}"
+        if not problem:
+            return ids
+        if not self._told:
+            self._told = True
+            self._note("sample_ids", f"sample_ids {problem}; {_EXPECTED}. Such batches have no ids")
+        return None
+
+
+def _kept(ids: Any) -> Any:
+    """A copy of what may change later."""
+    if isinstance(ids, Tensor):
+        return ids.detach().clone() if _problem(ids) is None else ids
+    if isinstance(ids, np.ndarray):
+        return ids.copy()
+    whole = ids is None or isinstance(ids, (str, bytes, int, tuple, Mapping))
+    return tuple(ids) if isinstance(ids, Iterable) and not whole else ids
+
+
+def _problem(ids: Any) -> str | None:
+    """What is wrong with ids, as far as the first one tells."""
+    if isinstance(ids, Tensor):
+        if ids.is_floating_point() or ids.is_complex():
+            return f"returned a tensor of {ids.dtype}"
+        if ids.device.type != "cpu":
+            return f"returned a tensor on {ids.device}, which cannot be read without waiting"
+        return None
+    if isinstance(ids, np.ndarray):
+        return None if ids.dtype.kind in "iuUSO" else f"returned an array of {ids.dtype}"
+    if ids is None or isinstance(ids, (str, bytes, int)):
+        return None
+    if not isinstance(ids, tuple):
+        return f"returned a {type(ids).__name__}"
+    first = ids[0] if ids else ""
+    if isinstance(first, Tensor):
+        return _problem(first) or (
+            f"returned tensors of {first.numel()} values each" if first.numel() != 1 else None
+        )
+    if isinstance(first, (float, np.floating, np.ndarray, list, Mapping)):
+        return f"returned a sequence of {type(first).__name__}"
+    return None
+
+
+def plain(ids: Any) -> tuple[SampleId, ...] | None:
+    """Ids as ints and strings; others as their text. Background thread."""
+    if ids is None:
+        return None
+    if isinstance(ids, (Tensor, np.ndarray)):
+        ids = ids.reshape(-1).tolist()
+    elif isinstance(ids, (str, bytes, int)):
+        ids = (ids,)
+    if set(map(type, ids)) <= {int, str}:
+        return tuple(ids)
+    return tuple([_plain(one) for one in ids])
+
+
+def _plain(one: Any) -> SampleId:
+    if isinstance(one, np.integer) or (isinstance(one, Tensor) and one.numel() == 1):
+        return int(one)
+    if isinstance(one, (int, str)):
+        return one
+    try:
+        return one.decode() if isinstance(one, bytes) else str(one)
+    except Exception:  # the user's own __str__, or bytes that are no text
+        return f"a {type(one).__name__}"
