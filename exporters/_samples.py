@@ -11,6 +11,8 @@ from gradtrace.exporters._exposition import Exemplar, Family, Labels, Sample
 from gradtrace.layerseries import METRICS as LAYER_METRICS
 from gradtrace.layerseries import Layers, LayerSeries
 from gradtrace.metrics import METRICS, Totals
+from gradtrace.moduleseries import METRICS as MODULE_METRICS
+from gradtrace.moduleseries import ModuleSeries
 from gradtrace.records import Record, RunInfo, Spike, StepRecord
 
 logger = logging.getLogger("gradtrace")
@@ -21,6 +23,7 @@ SIGNALS = ("loss", "grad_norm")
 _BY_KEY = {metric.key: metric for metric in METRICS if metric.key}
 _BY_NAME = {metric.prometheus: metric for metric in METRICS}
 _PLAIN = ("loss", "grad_norm", "grad_norm_clipped", "clip/coefficient", "clip/fraction")
+_OF_LAYERS = (*LAYER_METRICS, *MODULE_METRICS)
 _ONCE = ("nonfinite_steps", "skipped_steps", "clipped_steps")
 """Steps that are counted; the newest one of each is told by an exemplar."""
 
@@ -46,8 +49,9 @@ class RunSamples:
         self._keep = keep
         self._totals = Totals()
         self._layers = LayerSeries(layers, run.parameters)
-        self._by_layer: dict[str, dict[str, float]] = {metric: {} for metric in LAYER_METRICS}
-        self._names: dict[str, dict[str, Labels]] = {metric: {} for metric in LAYER_METRICS}
+        self._modules = ModuleSeries(layers)
+        self._by_layer: dict[str, dict[str, float]] = {metric: {} for metric in _OF_LAYERS}
+        self._names: dict[str, dict[str, Labels]] = {metric: {} for metric in _OF_LAYERS}
         self._counts: dict[str, float] = {}
         self._newest: dict[str, Exemplar] = {}
         self._spikes = {signal: _SpikeCount() for signal in SIGNALS}
@@ -64,6 +68,7 @@ class RunSamples:
             self._last = record
             self._count(record)
             self._take_layers(record)
+            self._take_modules(record)
             for signal in record.scores:
                 self._spikes.setdefault(signal, _SpikeCount())
         elif isinstance(record, Spike):
@@ -119,7 +124,7 @@ class RunSamples:
                 known.clear()
         if not update:
             return
-        for known in self._by_layer.values():
+        for known in [self._by_layer[metric] for metric in LAYER_METRICS]:
             if known and not known.keys() <= update.keys():
                 for gone in [layer for layer in known if layer not in update]:
                     del known[gone]
@@ -131,6 +136,13 @@ class RunSamples:
             for metric, value in metrics.items():
                 if not math.isnan(value):
                     self._by_layer[metric][layer] = value
+
+    def _take_modules(self, record: StepRecord) -> None:
+        update = self._modules.update(record)
+        for metric in MODULE_METRICS if update else ():
+            self._by_layer[metric] = {
+                name: metrics[metric] for name, metrics in update.items() if metric in metrics
+            }
 
     def _of_last_step(self) -> dict[str, list[Sample]]:
         last = self._last
@@ -176,11 +188,14 @@ class RunSamples:
                 total,
                 self._max_series,
             )
-        each = max(0, room) // len(LAYER_METRICS) if total > room else total
-        return {
-            _BY_KEY[f"layers/<name>/{metric}"].prometheus: self._of_metric(metric, each)
-            for metric in LAYER_METRICS
-        }
+        found: dict[str, list[Sample]] = {}
+        # Those with few series leave room for the others.
+        metrics = sorted(_OF_LAYERS, key=lambda metric: len(self._by_layer[metric]))
+        for at, metric in enumerate(metrics):
+            samples = self._of_metric(metric, max(0, room) // (len(metrics) - at))
+            room -= len(samples)
+            found[_BY_KEY[f"layers/<name>/{metric}"].prometheus] = samples
+        return found
 
     def _of_metric(self, metric: str, most: int) -> list[Sample]:
         names, values = self._names[metric], self._by_layer[metric]

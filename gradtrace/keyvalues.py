@@ -13,6 +13,7 @@ from gradtrace.detect.clipping import ClippingStats
 from gradtrace.histograms import Counts, Floats
 from gradtrace.layerseries import Layers, LayerSeries
 from gradtrace.metrics import Totals
+from gradtrace.moduleseries import ModuleSeries
 from gradtrace.records import Record, RunInfo, Spike, StepRecord
 
 PREFIX = "gradtrace/"
@@ -29,6 +30,7 @@ class StepValues:
     def __init__(self, run: RunInfo, *, layers: Layers = 20, finite: bool = True) -> None:
         self._totals = Totals()
         self._layers = LayerSeries(layers, run.parameters)
+        self._modules = ModuleSeries(layers)
         self._finite = finite
         self._dropped: Callable[[], Mapping[str, int]] | None = None
 
@@ -42,9 +44,10 @@ class StepValues:
         if not isinstance(record, StepRecord):
             return None
         values = self._totals.values()
-        for layer, metrics in self._layers.update(record).items():
-            for metric, value in metrics.items():
-                values[f"layers/{layer}/{metric}"] = value
+        for series in (self._layers.update(record), self._modules.update(record)):
+            for layer, metrics in series.items():
+                for metric, value in metrics.items():
+                    values[f"layers/{layer}/{metric}"] = value
         if self._dropped is not None:
             values["dropped_records"] = sum(self._dropped().values())
         for name, value in record.logged.items():

@@ -77,6 +77,20 @@ METRICS: tuple[Metric, ...] = (
         ("layer",),
     ),
     Metric(
+        "layers/<name>/activation_max_abs",
+        "gradtrace_layer_activation_max_abs",
+        "",
+        "Largest magnitude of the module's output",
+        ("layer",),
+    ),
+    Metric(
+        "layers/<name>/activation_zero_fraction",
+        "gradtrace_layer_activation_zero_fraction",
+        "ratio",
+        "Share of zeros in the module's output",
+        ("layer",),
+    ),
+    Metric(
         "overhead_seconds",
         "gradtrace_overhead_seconds_total",
         "s",

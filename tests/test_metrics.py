@@ -41,6 +41,8 @@ step gradtrace_steps_total
 layers/<name>/grad_norm gradtrace_layer_grad_norm layer
 layers/<name>/update_ratio gradtrace_layer_update_ratio layer
 layers/<name>/zero_fraction gradtrace_layer_zero_fraction layer
+layers/<name>/activation_max_abs gradtrace_layer_activation_max_abs layer
+layers/<name>/activation_zero_fraction gradtrace_layer_activation_zero_fraction layer
 overhead_seconds gradtrace_overhead_seconds_total
 dropped_records gradtrace_dropped_records_total exporter
 """

@@ -33,6 +33,7 @@ from gradtrace.exporters import PrometheusExporter
 from gradtrace.exporters._pushgateway import check_gateway
 from gradtrace.metrics import METRICS
 from gradtrace.records import (
+    ACTIVATION_COLUMNS,
     MOMENT_COLUMNS,
     UPDATE_COLUMNS,
     BatchRef,
@@ -117,6 +118,7 @@ def everything() -> list[Record]:
         overhead=0.5,
         bad=1,
         skipped=True,
+        activations=LayerTable(("block",), np.ones((1, 8)), ACTIVATION_COLUMNS),
     )
     updates = LayerTable(
         ("embed.weight", "block.weight", "head.weight"), np.ones((3, 2)), UPDATE_COLUMNS
@@ -164,6 +166,9 @@ def test_every_metric_is_shown_and_equal_to_the_run_log(tmp_path: Path) -> None:
     # Updates were measured some steps ago: the last value stays.
     updates = [row for row in load_run(trace.path).updates.to_pylist() if row["layer"] == "2.bias"]
     assert page["gradtrace_layer_update_ratio", "2.bias"] == updates[-1]["ratio"]
+    for row in load_run(trace.path).activations.to_pylist()[-3:]:
+        for column in ("max_abs", "zero_fraction"):
+            assert page[f"gradtrace_layer_activation_{column}", row["layer"]] == row[column]
     assert page["gradtrace_dropped_records_total", "prometheus"] == 0
     assert 0 < page["gradtrace_overhead_seconds_total",] < 10
 

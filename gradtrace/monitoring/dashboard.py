@@ -190,6 +190,18 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         "Activations",
         (
             Panel(
+                "Largest magnitude of outputs",
+                _one(f"gradtrace_layer_activation_max_abs{OF}", "{{layer}}"),
+                "Half precision ends at 65,504.",
+                log=True,
+            ),
+            Panel(
+                "Zeros among outputs",
+                _one(f"gradtrace_layer_activation_zero_fraction{OF}", "{{layer}}"),
+                "Half is usual after ReLU; units that are zero on every sample have died.",
+                "percentunit",
+            ),
+            Panel(
                 "Zeros among gradients",
                 _one(f"gradtrace_layer_zero_fraction{OF}", "{{layer}}"),
                 "Units that are never active send back gradients of exactly zero.",

@@ -44,6 +44,10 @@ def values_of(path: Path) -> dict[str, Series]:
     for row in run.updates.to_pylist():
         key = f"layers/{row['layer']}/update_ratio"
         found.setdefault(key, {})[row["step"]] = row["ratio"]
+    for row in run.activations.to_pylist():
+        for column in ("max_abs", "zero_fraction"):
+            key = f"layers/{row['layer']}/activation_{column}"
+            found.setdefault(key, {})[row["step"]] = row[column]
     for group, series in squares.items():
         found.setdefault(
             f"layers/{group}/grad_norm",
