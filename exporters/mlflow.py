@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ FILE = "mlflow.json"
 METRICS_A_CALL = 500
 PARAMS_A_CALL = 100
 ID_TAG = "gradtrace.id"
+_ENDS = {"killed": "KILLED"}
 
 
 class MLflowExporter:
@@ -46,7 +48,8 @@ class MLflowExporter:
     The values go into the run that is active on the thread that starts the trace, or into
     `run_id`, or into a run of its own in `experiment` (MLflow's current one if None), made as soon
     as the server answers. Its own run is ended at the end, a joined one is left as it is. It ends
-    as FAILED where the run directory says that an exception ended the loop, else as FINISHED.
+    as FAILED where the run directory says that an exception ended the loop, as KILLED where the
+    training's process is gone before it could say so, else as FINISHED.
     `tracking_uri` is MLflow's own setting if None. `layers`: how many layers beside the groups, or
     globs over their names. NaN and Inf are not sent; `gradtrace/nonfinite_steps` counts them.
 
@@ -334,7 +337,7 @@ class MLflowExporter:
 
     def _terminate(self, status: str, when: int) -> None:
         # As MLflow's own `with start_run()` ends.
-        how = "FAILED" if status.startswith("ended by ") else "FINISHED"
+        how = "FAILED" if status.startswith("ended by ") else _ENDS.get(status, "FINISHED")
         with _quiet.applied("true"):
             self._client.set_terminated(self._run_id, how, end_time=when)
 
@@ -434,7 +437,23 @@ def _load(run: Path | None) -> dict[str, Any] | None:
 def _status(run: Path | None) -> str:
     """How the run ended, as far as that is known: while the trace closes, it is not yet."""
     try:
-        status = str(json.loads(((run or Path()) / "run.json").read_bytes())["status"])
+        info = json.loads(((run or Path()) / "run.json").read_bytes())
+        status = str(info["status"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        status = "running"
-    return "closed" if status == "running" else status[:500]
+        return "closed"
+    if status != "running":
+        return status[:500]
+    return "killed" if _is_gone(info.get("pid"), info.get("hostname")) else "closed"
+
+
+def _is_gone(pid: object, host: object) -> bool:
+    """Whether a process of this machine has ended."""
+    if not isinstance(pid, int) or pid <= 0 or host != socket.gethostname() or os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False

@@ -554,6 +554,27 @@ def test_a_run_that_an_exception_ended_has_failed(
         assert run.data.tags["gradtrace.status"] == "ended by KeyError"
 
 
+def test_a_run_that_was_killed_says_so(server: MlflowServer, client: Any, tmp_path: Path) -> None:
+    """Sent after its process has vanished, MLflow's run is KILLED; of a live one it is FINISHED."""
+    _, trace = train(dataset(), tmp_path, epochs=1)
+    assert trace.path is not None
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    told = {}
+    for pid in (gone.pid, os.getpid()):
+        state = json.loads((trace.path / "run.json").read_text()) | {
+            "status": "running",
+            "pid": pid,
+        }
+        (trace.path / "run.json").write_text(json.dumps(state))
+        send(trace.path, exporter := MLflowExporter(tracking_uri=server.url), again=True)
+        run = client.get_run(exporter.run_id)
+        told[pid] = run.info.status, run.data.tags["gradtrace.status"]
+        (trace.path / "mlflow.json").unlink()
+        client.delete_run(exporter.run_id)
+    assert told == {gone.pid: ("KILLED", "killed"), os.getpid(): ("FINISHED", "closed")}
+
+
 def test_passwords_stay_out_of_the_log(
     server: MlflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
