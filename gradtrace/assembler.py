@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ class Assembler:
     Whole-table numpy calls, about 0.1 ms a step: the GIL is the training thread's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[str, Exception], None] | None = None) -> None:
+        self._failed = failed
         self._last_time: float | None = None
         self._late: dict[str, float] = {}
         self._subset: tuple[Any, Any, tuple[str, ...]] = (None, None, ())
@@ -75,13 +76,30 @@ class Assembler:
             activations=_module_table(raw, tables.summed("activations"), with_range=True),
             signals=_module_table(raw, tables.summed("signals"), with_range=False),
             updates=self._updates(raw, tables.joined("updates"), weights),
-            histograms=_histograms(raw, arrays) if raw.readable else None,
+            histograms=self._histograms(raw, arrays, norms),
             logged={name: number(value, arrays) for name, value in raw.logged.items()},
             rank=raw.rank,
             overhead=raw.overhead,
             remarks=raw.remarks,
             skipped=raw.skipped or any(arrays[slot].reshape(-1)[0] > 0 for slot in raw.found_inf),
         )
+
+    def _histograms(
+        self, raw: RawStep, arrays: Sequence[Array], read: _Rows | None
+    ) -> LayerHistograms | None:
+        """Of all layers whose gradients were read, or None; an error costs nothing else."""
+        if not raw.histograms or not raw.readable or read is None:
+            return None
+        try:
+            found = histograms_of(raw, arrays)
+        except Exception as error:
+            if self._failed is None:
+                raise
+            self._failed("the assembly of histograms", error)
+            return None
+        # Sums over some layers of a group would be wrong, and nobody could tell.
+        whole = set(read[0].tolist()) <= found.keys()
+        return None if not whole else _layer_histograms(raw.names["gradients"], found)
 
     def _parameter_table(
         self, raw: RawStep, positions: Positions, values: Array, columns: tuple[str, ...]
@@ -169,24 +187,26 @@ def _module_table(raw: RawStep, found: _Rows | None, *, with_range: bool) -> Lay
     return LayerTable(names, statistics(rows, with_range=with_range), columns)
 
 
-def _histograms(raw: RawStep, arrays: Sequence[Array]) -> LayerHistograms | None:
-    parts = []
-    for name, readings in raw.tables:
-        for reading in readings if name == "histograms" else ():
-            positions, rows = reading.decode(arrays[reading.start : reading.stop])
-            if reading.divisor is not None:
+def histograms_of(raw: RawStep, arrays: Sequence[Array]) -> dict[int, Array]:
+    """Limit and counts by position; a later measurement of a layer replaces an earlier one."""
+    found: dict[int, Array] = {}
+    for reading in raw.histograms:
+        positions, rows = reading.decode(arrays[reading.start : reading.stop])
+        if reading.divisor is not None:
+            with np.errstate(all="ignore"):
                 rows[:, 0] /= float(arrays[reading.divisor].reshape(-1)[0])
-            parts.append((positions, rows))
-    if not parts:
+        found |= zip(positions.tolist(), rows, strict=True)
+    return found
+
+
+def _layer_histograms(names: Sequence[str], found: Mapping[int, Array]) -> LayerHistograms | None:
+    # Of values that nobody can read nothing is known.
+    kept = [at for at in sorted(found) if found[at][0] > 0 and not np.isnan(found[at]).any()]
+    if not kept:
         return None
-    # A later measurement of a layer replaces an earlier one.
-    positions = np.concatenate([p for p, _ in parts])[::-1]
-    rows = np.concatenate([r for _, r in parts])[::-1]
-    positions, newest = np.unique(positions, return_index=True)
-    names = raw.names["gradients"]
-    if len(positions) != len(names):
-        names = tuple([names[i] for i in positions])
-    return LayerHistograms(names, rows[newest, 1:].astype(np.int64), rows[newest, 0])
+    rows = np.stack([found[at] for at in kept])
+    kept_names = tuple(names) if len(kept) == len(names) else tuple([names[at] for at in kept])
+    return LayerHistograms(kept_names, rows[:, 1:].astype(np.int64), rows[:, 0])
 
 
 def batch_ref(batch: Batch) -> BatchRef:

@@ -65,7 +65,7 @@ class Background:
         self._scores = scores
         self._clock = clock
         self._ticked = clock()
-        self._assembler = Assembler()
+        self._assembler = Assembler(guard.failed)
         self._held: tuple[StepRecord, float] | None = None
         self._carried: dict[str, float] = {}
         self._notes: deque[Event] = deque()
@@ -136,6 +136,8 @@ class Background:
         """
         out: list[Record] = []
         items = self._handoff.take(AT_ONCE)
+        while self._handoff.failures:
+            self._guard.failed("the reading of a step", self._handoff.failures.popleft())
         for item, arrays in items:
             try:
                 if isinstance(item, LateLog):

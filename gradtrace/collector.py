@@ -26,8 +26,8 @@ from gradtrace.openstep import Batch, ClipCall, LateLog, OpenStep, RawStep
 from gradtrace.rounds import Rounds
 from gradtrace.sampling import Due, Sampling
 
-MOST_WAITING = 64
-"""Steps that may wait for the background thread before histograms are left out."""
+MOST_WAITING = 64 << 20
+"""Bytes that may wait for the background thread before histograms are left out."""
 
 
 @dataclass(slots=True)
@@ -38,10 +38,15 @@ class _Owned:
     positions: tuple[int, ...]
 
 
+def _unguarded(source: str, function: Callable[..., None]) -> Callable[..., None]:
+    return function
+
+
 class Collector:
     """One trace's open step. All methods run in the training thread unless they say otherwise.
 
-    `overhead` tells the seconds spent so far, `note` is told what could not be observed.
+    `overhead` tells the seconds spent so far, `note` is told what could not be observed, `guarded`
+    holds back the errors of what shall cost nothing else.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Collector:
         rank: int,
         overhead: Callable[[], float],
         note: Callable[[str, str], None],
+        guarded: Callable[[str, Callable[..., None]], Callable[..., None]] = _unguarded,
     ) -> None:
         self._parameters = parameters
         self._sampling = sampling
@@ -61,6 +67,8 @@ class Collector:
         self._overhead = overhead
         self._note = note
         self._spent = overhead()
+        # What they cannot measure shall cost nothing but themselves.
+        self._count = guarded("the histograms", self._count_now)
         self._reader = GradientReader(parameters)
         self._rounds = Rounds()
         self._owned: weakref.WeakKeyDictionary[Optimizer, _Owned] = weakref.WeakKeyDictionary()
@@ -97,7 +105,11 @@ class Collector:
         callback(self.open.due)
 
     def _open_part(self, step: int) -> None:
-        self.open = OpenStep(self._sampling.due(step, self.burst_until))
+        due = self._sampling.due(step, self.burst_until)
+        if self._waiting is not None and self._waiting.due.histograms:
+            # The part may be of the step before, and a step has all of its histograms or none.
+            due = due._replace(gradients=True, histograms=True)
+        self.open = OpenStep(due)
         self.activations = self._parameters.accumulator()
         self.signals = self._parameters.accumulator()
         self._loose = self._parameters.accumulator()
@@ -364,17 +376,18 @@ class Collector:
     def _seal(self, part: OpenStep) -> None:
         self._rounds.closed(part.stepped)
         spent = self._overhead()
-        raw, tensors = part.sealed(
-            self._step,
-            names={
-                "gradients": self._parameters.names,
-                "modules": self._module_tuple(),
-            },
-            shown=self._take_part(),
-            readable=self._readable,
-            overhead=spent - self._spent,
-            rank=self._rank,
-        )
+        facts = {
+            "names": {"gradients": self._parameters.names, "modules": self._module_tuple()},
+            "shown": self._take_part(),
+            "readable": self._readable,
+            "overhead": spent - self._spent,
+            "rank": self._rank,
+        }
+        raw, tensors = part.sealed(self._step, **facts)
+        if part.histograms and not self._handoff.fits(tensors):
+            self._leave_out()
+            part.histograms = []
+            raw, tensors = part.sealed(self._step, **facts)
         self._spent = spent
         self._step += 1
         self._handoff.put(raw, tensors)
@@ -398,22 +411,33 @@ class Collector:
         readings, read = self._reader.read(positions, full=self.open.due.full, scale=scale)
         if readings:
             self.open.tables.append(("gradients", readings))
-        if read and self._may_count():
-            self.open.tables.append(("histograms", self._reader.histograms(read, scale=scale)))
+        if read and self._is_counting():
+            self._count(read, scale)
 
-    def _may_count(self) -> bool:
-        """Whether histograms are due; they are large, and left out while many steps wait."""
-        if not self.open.due.histograms:
-            return False
-        if len(self._handoff) < MOST_WAITING:
-            return True
+    def _count_now(self, positions: Sequence[int], scale: Tensor | None) -> None:
+        self.open.count(positions, self._reader.histograms(positions, scale=scale))
+
+    def _is_counting(self) -> bool:
+        """Whether this step has histograms: all of its layers or none.
+
+        They are large, and left out while much waits for the background thread.
+        """
+        open_ = self.open
+        if open_.counting is None and self._waiting is not None:
+            open_.counting = self._waiting.counting  # the present part may be of the same step
+        if open_.counting is None and open_.due.histograms:
+            open_.counting = self._handoff.waiting_bytes < MOST_WAITING
+            if not open_.counting:
+                self._leave_out()
+        return bool(open_.counting)
+
+    def _leave_out(self) -> None:
         self._note(
             "histograms",
-            "steps end faster than their histograms can be stored; some steps are without them. "
+            "some steps are without histograms, for too many of them were waiting to be stored: "
             f"Sampling(histograms={self._sampling.histograms}) asks for one each "
-            f"{self._sampling.histograms} steps: ask for fewer",
+            f"{self._sampling.histograms} steps; ask for fewer",
         )
-        return False
 
     def _read_loose(self, positions: Sequence[int]) -> None:
         with torch.no_grad():
@@ -421,9 +445,8 @@ class Collector:
                 grad = self._parameters.tensors[i].grad
                 if grad is not None:
                     self._loose.add(i, grad)
-        if self._may_count():
-            counted = self._reader.histograms(positions)
-            self.open.tables.append(("histograms", counted))
+        if self._is_counting():
+            self._count(positions, None)
 
     def _before_update(self, key: int, positions: Sequence[int]) -> None:
         weights = [local(self._parameters.tensors[i].detach()) for i in positions]

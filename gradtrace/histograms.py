@@ -64,6 +64,7 @@ class LayerHistograms:
 
         None for no layers, and where loss scales that are no powers of 2 moved the grids apart.
         """
+        layers = np.asarray(layers, dtype=np.intp)
         if not len(layers):
             return None
         counts = self.counts[layers]

@@ -58,6 +58,10 @@ class OpenStep:
     losses: list[Tensor] = field(default_factory=list)
     clips: list[ClipCall] = field(default_factory=list)
     tables: list[tuple[str, list[Reading]]] = field(default_factory=list)
+    histograms: list[tuple[frozenset[int], list[Reading]]] = field(default_factory=list)
+    """Positions, and the readings of their gradients' histograms."""
+    counting: bool | None = None
+    """Whether histograms are taken; None until that was decided."""
     batches: list[Batch] = field(default_factory=list)
     logged: dict[str, float | Tensor] = field(default_factory=dict)
     lr: list[float | Tensor] = field(default_factory=list)
@@ -74,11 +78,21 @@ class OpenStep:
         """Whether anything that makes a step has happened."""
         return bool(self.losses or self.stepped or self.clips or self.tables or self.skipped)
 
+    def count(self, positions: Iterable[int], readings: list[Reading]) -> None:
+        """Takes histograms; earlier ones of the same gradients are let go."""
+        new = frozenset(positions)
+        self.histograms = [one for one in self.histograms if not one[0] <= new]
+        self.histograms.append((new, readings))
+
     def absorb(self, later: OpenStep) -> None:
         """Takes over what a later part of the same step holds."""
         self.losses += later.losses
         self.clips += later.clips
         self.tables += later.tables
+        for positions, readings in later.histograms:
+            self.count(positions, readings)
+        if self.counting is None:
+            self.counting = later.counting
         self.batches += later.batches
         self.logged |= later.logged
         self.lr += later.lr
@@ -123,6 +137,7 @@ class OpenStep:
                 for clip in self.clips
             ],
             tables=[(name, [reading(r) for r in readings]) for name, readings in self.tables],
+            histograms=[reading(r) for _, readings in self.histograms for r in readings],
             batches=self.batches,
             logged={name: value(number) for name, number in self.logged.items()},
             lr=[value(number) for number in self.lr],
@@ -193,6 +208,7 @@ class RawStep:
     losses: list[Slot]
     clips: list[RawClip]
     tables: list[tuple[str, list[RawReading]]]
+    histograms: list[RawReading]
     batches: list[Batch]
     logged: dict[str, float | _Ref]
     lr: list[float | _Ref]

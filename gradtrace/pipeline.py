@@ -20,7 +20,7 @@ from typing import Protocol
 
 from gradtrace.cursors import Cursor, Position, safe_name
 from gradtrace.exporter import Exporter
-from gradtrace.records import Record, StepRecord, table_bytes
+from gradtrace.records import Record, StepRecord, table_bytes, without_histograms
 from gradtrace.redacted import redacted
 
 logger = logging.getLogger("gradtrace")
@@ -207,6 +207,8 @@ class ExporterWorker:
             self._bytes = 0
             self._queueing, self._behind = False, True
             return 0
+        if self._bytes > self._max_bytes:
+            self._thin_out()
         lost: list[Record] = []
         while len(self._queue) > self._capacity or (
             self._bytes > self._max_bytes and len(self._queue) > 1
@@ -217,6 +219,16 @@ class ExporterWorker:
         self._settle(lost)
         self.dropped += len(lost)
         return len(lost)
+
+    def _thin_out(self) -> None:
+        """Lets go of the oldest histograms, before whole records have to go."""
+        slim: deque[Record] = deque()
+        for record in self._queue:
+            if isinstance(record, StepRecord) and self._bytes > self._max_bytes * 0.75:
+                record, saved = without_histograms(record)
+                self._bytes -= saved
+            slim.append(record)
+        self._queue = slim
 
     def _take(self) -> list[Record]:
         records = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from gradtrace.records import Event, Record, StepRecord, table_bytes
+from gradtrace.records import Event, Record, StepRecord, table_bytes, without_histograms
 
 STEPS = 1000
 EVENTS = 10_000
 TABLE_BYTES = 8 << 20
+HISTOGRAM_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class _Kept:
+    record: StepRecord
+    size: int
+    """Of its tables without histograms."""
 
 
 class Recent:
     """Keeps the newest steps, at most STEPS of them and TABLE_BYTES of tables, and events.
 
+    Histograms count apart: of the newest HISTOGRAM_BYTES of them.
+
     Written by the background thread; reading copies, from any thread.
     """
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[StepRecord, int]] = deque()
+        self._steps: deque[_Kept] = deque()
+        self._with_histograms: deque[_Kept] = deque()
+        self._histogram_bytes = 0
         self._events: deque[Event] = deque(maxlen=EVENTS)
         self._bytes = 0
         self.count = 0
@@ -36,19 +49,33 @@ class Recent:
                 self._events.append(record)
 
     def _add_step(self, record: StepRecord) -> None:
-        size = table_bytes(record)
-        self._steps.append((record, size))
-        self._bytes += size
+        extra = 0 if record.histograms is None else record.histograms.nbytes
+        kept = _Kept(record, table_bytes(record) - extra)
+        self._steps.append(kept)
+        self._bytes += kept.size
+        if extra:
+            self._with_histograms.append(kept)
+            self._histogram_bytes += extra
+        while self._histogram_bytes > HISTOGRAM_BYTES and len(self._with_histograms) > 1:
+            self._forget_histograms()
         while len(self._steps) > STEPS or (self._bytes > TABLE_BYTES and len(self._steps) > 1):
-            self._bytes -= self._steps.popleft()[1]
+            oldest = self._steps.popleft()
+            self._bytes -= oldest.size
+            if self._with_histograms and self._with_histograms[0] is oldest:
+                self._forget_histograms()
         self.count += 1
         if self.first_time is None:
             self.first_time = record.time
         self.last_time = record.time
 
+    def _forget_histograms(self) -> None:
+        kept = self._with_histograms.popleft()
+        kept.record, saved = without_histograms(kept.record)
+        self._histogram_bytes -= saved
+
     def steps(self) -> list[StepRecord]:
         """The newest steps, oldest first."""
-        return [record for record, _ in tuple(self._steps)]
+        return [kept.record for kept in tuple(self._steps)]
 
     def events(self) -> list[Event]:
         """The newest events, oldest first."""

@@ -41,6 +41,13 @@ LAYER_TABLES = (*TABLE_COLUMNS, HISTOGRAMS)
 """The fields of a `StepRecord` that hold a row for each layer."""
 
 
+def without_histograms(record: StepRecord) -> tuple[StepRecord, int]:
+    """The record without what is largest and missed least, and how many bytes that saves."""
+    if record.histograms is None:
+        return record, 0
+    return dataclasses.replace(record, histograms=None), record.histograms.nbytes
+
+
 def table_bytes(record: StepRecord) -> int:
     """What the layer tables of a record take in memory."""
     tables = (getattr(record, name) for name in LAYER_TABLES)

@@ -30,6 +30,7 @@ from gradtrace.detect.spikes import SpikeDetector, latest_spikes
 from gradtrace.exporter import Exporter, Watching
 from gradtrace.guard import Guard
 from gradtrace.measure.handoff import Handoff
+from gradtrace.measure.histograms import PER_LAYER
 from gradtrace.measure.parameters import Parameters
 from gradtrace.misuse import Seen, mistakes
 from gradtrace.openstep import LateLog, RawStep
@@ -222,7 +223,8 @@ class Trace:
         for exporter in exporters:
             if isinstance(exporter, Watching):
                 exporter.watch(self._dropped_by_exporter)
-        handoff: Handoff[RawStep | LateLog] = Handoff()
+        counted = len(self._parameters.tensors) if self._settings.sampling.histograms else 0
+        handoff: Handoff[RawStep | LateLog] = Handoff(reserve=4 * PER_LAYER * counted)
         self._handoff = handoff
         self._collector = Collector(
             self._parameters,
@@ -231,6 +233,7 @@ class Trace:
             rank=self.rank,
             overhead=lambda: self._guard.seconds,
             note=self._note,
+            guarded=self._guard.wrap,
         )
         watch = Watch(
             self._collector,

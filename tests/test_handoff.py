@@ -94,7 +94,7 @@ def test_a_ring_is_made_for_the_first_step(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(handoff, "Ring", Made)
     queue: Handoff[int] = Handoff()
     far: Any = SimpleNamespace(
-        device=torch.device("cuda", 0), shape=torch.Size([5]), numel=lambda: 5
+        device=torch.device("cuda", 0), shape=torch.Size([5]), numel=lambda: 5, nbytes=40
     )
     assert queue.put(0, [far] * 3) and queue.put(1, [far])
     assert made == [60]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +13,14 @@ import torch
 from gradients import CASES, Holder, noise, one_step
 from torch import Tensor, nn
 
-from gradtrace import LayerHistograms, Sampling, Trace, collector, gradtrace, load_run
+from gradtrace import LayerHistograms, Sampling, Trace, assembler, collector, gradtrace, load_run
 from gradtrace.histograms import BINS, EDGES, OCTAVES, SIDE, Counts, Floats, in_use
+from gradtrace.measure import handoff, parameters
 from gradtrace.measure import histograms as measure
 from gradtrace.measure.chunks import Scratch
 from gradtrace.measure.histograms import read_histograms
+from gradtrace.measure.rows import Reading
+from gradtrace.openstep import OpenStep, RawReading
 
 ALWAYS = Sampling(histograms=1)
 
@@ -220,8 +226,13 @@ def test_they_are_taken_when_due(tmp_path: Path) -> None:
 def test_they_are_left_out_while_many_steps_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A background that cannot keep up costs histograms, never steps, and a note says so."""
     monkeypatch.setattr(collector, "MOST_WAITING", 0)
-    trace = one_step(Holder({"w": noise(3, 3)}), ALWAYS)
-    assert trace.steps[0].histograms is None and trace.steps[0].gradients is not None
+    model = Holder({"w": noise(3, 3)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradtrace(model, directory=None, sampling=ALWAYS) as trace:
+        for _ in range(3):
+            optimizer.step()
+    assert len(trace.steps) == 3
+    assert all(s.histograms is None and s.gradients is not None for s in trace.steps)
     [note] = trace.notes
     assert note.source == "histograms" and "ask for fewer" in note.message
 
@@ -257,7 +268,7 @@ def test_groups_add_up_exactly() -> None:
     every = LayerHistograms(
         tuple(map(str, range(len(tensors)))), rows[:, 1:].astype(np.int64), rows[:, 0]
     )
-    merged = every.merged(range(len(parts)))
+    merged = every.merged(tuple(range(len(parts))))
     assert merged is not None
     assert merged[1] == every.limits[-1]
     assert merged[0].tolist() == every.counts[-1].tolist()
@@ -296,3 +307,114 @@ def test_fewer_octaves_leave_a_wider_middle(octaves: int) -> None:
     assert counts.tolist() == np.histogram(values, edges)[0].tolist()
     assert counts.sum() == values.size and len(counts) <= 8 * octaves + 1
     assert 8 * 2.0**-octaves in edges and np.count_nonzero(np.abs(edges) < 8 * 2.0**-octaves) == 0
+
+
+def test_no_step_of_a_fast_loop_is_left_out() -> None:
+    """Small histograms are taken at every step that asks for them, however many steps wait."""
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = noise(8, 4)
+    sampling = Sampling(histograms=10, activations=0, updates=0, first=0)
+    with gradtrace(model, directory=None, sampling=sampling) as trace:
+        for _ in range(900):  # more than ever waited when the number of steps was the limit
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert trace.notes == []
+    assert [s.step for s in trace.steps if s.histograms is not None] == list(range(0, 900, 10))
+
+
+def test_several_optimizers_share_a_step() -> None:
+    """With an optimizer for each part a step has the histograms of all parts or of none."""
+    parts = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 2)})
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts.values()]
+    sampling = Sampling(histograms=4, activations=0, updates=0, first=0)
+    with gradtrace(parts, directory=None, sampling=sampling) as trace:
+        for _ in range(12):
+            for optimizer, part in zip(optimizers, parts.values(), strict=True):
+                optimizer.zero_grad()
+                part(noise(3, 4)).square().mean().backward()
+                nn.utils.clip_grad_norm_(part.parameters(), 1e-3)
+                optimizer.step()
+    assert len(trace.steps) == 12
+    found = {s.step: s.histograms.names for s in trace.steps if s.histograms is not None}
+    assert {0, 4, 8} <= found.keys()
+    assert set(found.values()) == {("a.weight", "a.bias", "b.weight", "b.bias")}
+
+
+def test_a_failure_costs_histograms_only(
+    monkeypatch: pytest.MonkeyPatch, internal_errors: list[Exception]
+) -> None:
+    """When counting fails, or putting counts together, all else of the step is recorded."""
+
+    def broken(*args: object) -> object:
+        raise RuntimeError("broken")
+
+    for place in (parameters, assembler):
+        name = "read_histograms" if place is parameters else "histograms_of"
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, broken)
+            model = Holder({"w": noise(30, 3)})
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            every = Sampling(histograms=1, updates=1, activations=0, first=0)
+            with gradtrace(model, directory=None, sampling=every) as trace:
+                for _ in range(3):
+                    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                    optimizer.step()
+        assert len(trace.steps) == 3
+        for step in trace.steps:
+            assert step.histograms is None and step.clip is not None
+            assert step.gradients is not None and step.updates is not None
+        assert [str(error) for error in internal_errors] == ["broken"] * 3
+        internal_errors.clear()
+
+
+def no_rows(arrays: object) -> tuple[np.ndarray[Any, Any], Floats]:
+    return np.zeros(0, np.intp), np.zeros((0, 1 + BINS))
+
+
+def test_an_open_step_holds_one_set() -> None:
+    """Of many backwards in a step only the newest counts are kept."""
+    step = OpenStep(Sampling(histograms=1).due(0))
+    for k in range(100):
+        step.count([0, 1], [Reading([torch.tensor(k)], no_rows)])
+        step.count([2], [])
+    assert len(step.histograms) == 2
+    other = OpenStep(Sampling(histograms=1).due(0))
+    other.count([0, 1, 2], [])
+    step.absorb(other)
+    assert [positions for positions, _ in step.histograms] == [frozenset({0, 1, 2})]
+
+
+def test_a_full_ring_costs_histograms_not_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an accelerator's results have no room, the step goes without its histograms."""
+    monkeypatch.setattr(
+        handoff.Handoff, "fits", lambda queue, tensors: sum(t.numel() for t in tensors) < 150
+    )
+    trace = one_step(Holder({"w": noise(3, 3)}), Sampling(histograms=1, activations=0, updates=0))
+    assert len(trace.steps) == 1
+    assert trace.steps[0].histograms is None and trace.steps[0].gradients is not None
+    assert [note.source for note in trace.notes] == ["histograms"]
+
+
+def test_a_loss_scale_of_zero_leaves_no_grid() -> None:
+    """A scale that has vanished makes no step fail; its grid is not finite, and is not exported."""
+    raw = SimpleNamespace(
+        histograms=[
+            RawReading(
+                lambda arrays: (np.arange(2, dtype=np.intp), np.ones((2, 1 + BINS))), 0, 0, 0
+            )
+        ]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = assembler.histograms_of(raw, [np.zeros(1)])  # type: ignore[arg-type]
+    assert all(row[0] == np.inf for row in found.values())
+
+
+def test_layers_nobody_can_read_are_left_out() -> None:
+    """A parameter that stands on the meta device has no counts, rather than wrong ones."""
+    found = {0: np.ones(1 + BINS), 2: np.full(1 + BINS, np.nan)}
+    kept = assembler._layer_histograms(("a", "b", "c"), found)
+    assert kept is not None and kept.names == ("a",)
+    assert assembler._layer_histograms(("a",), {0: np.full(1 + BINS, np.nan)}) is None

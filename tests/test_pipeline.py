@@ -20,6 +20,7 @@ from gradtrace import exporter as exporter_module
 from gradtrace.cursors import Cursor, Position
 from gradtrace.delivery import deliver
 from gradtrace.exporter import Exporter, resolve_exporters
+from gradtrace.histograms import BINS, LayerHistograms
 from gradtrace.pipeline import (
     ExporterWorker,
     Owed,
@@ -306,6 +307,23 @@ def test_the_queue_is_bounded_in_bytes() -> None:
     exporter.release()
     close_all([worker], SOON)
     assert numbers(exporter) == [0, 8, 9, 10]
+
+
+def test_histograms_go_before_records() -> None:
+    """Where there is no run log, a full queue lets go of the oldest histograms, and of no step."""
+    some = LayerHistograms(("w",) * 100, np.ones((100, BINS), np.int64), np.ones(100))
+    exporter = HangingExporter()
+    worker = started(exporter, max_bytes=4 * some.nbytes)
+    worker.offer([step(0)])
+    assert exporter.reached.wait(SOON)
+    for number in range(1, 21):
+        worker.offer([StepRecord(step=number, time=0.0, histograms=some)])
+    assert worker.dropped == 0
+    exporter.release()
+    close_all([worker], SOON)
+    assert numbers(exporter) == list(range(21))
+    kept = [r.step for r in exporter.steps if r.histograms is not None]
+    assert kept and kept == list(range(kept[0], 21)) and kept[0] > 16
 
 
 # -- catching up from the log ---

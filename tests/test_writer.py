@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from gradtrace.histograms import BINS, LayerHistograms
 from gradtrace.records import (
     ACTIVATION_COLUMNS,
     MOMENT_COLUMNS,
@@ -30,6 +31,7 @@ from gradtrace.records import (
     StepRecord,
 )
 from gradtrace.runlog import RunLog, create_run_directory, load_run, writer
+from gradtrace.runlog.segments import SegmentReader, segments
 
 
 class Clock:
@@ -359,6 +361,42 @@ def test_attempts_are_spaced_and_memory_is_bounded(
     kept = numbers(path)
     assert kept == list(range(log.lost, 1000))
     assert load_run(path).info["lost"] == log.lost
+
+
+def test_histograms_go_before_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk is full the oldest histograms are let go first, and no step is lost."""
+    clock = Clock()
+    some = LayerHistograms(("a", "b"), np.ones((2, BINS), np.int64), np.ones(2))
+    monkeypatch.setattr(writer, "HOLD_BYTES", 20 * some.nbytes)
+    log = open_log(path, clock=clock, flush_seconds=0.0)
+    disk = Disk(0)
+    monkeypatch.setattr(os, "write", disk)
+    for step in range(50):
+        log.append([StepRecord(step, float(step), histograms=some)])
+        clock.now += 0.1
+    disk.room = math.inf
+    log.close({})
+    assert log.lost == 0 and numbers(path) == list(range(50))
+    kept = set(load_run(path).histograms.column("step").to_pylist())
+    assert len(kept) > 5 and kept == set(range(min(kept), 50))
+
+
+def test_segments_are_small_in_memory(path: Path) -> None:
+    """What is compressed well is cut into segments all the same, for they are read whole."""
+    nothing = LayerHistograms(
+        tuple(map(str, range(200))), np.zeros((200, BINS), np.int64), np.ones(200)
+    )
+    log = open_log(path, segment_bytes=2_000_000)
+    for step in range(100):
+        log.append([StepRecord(step, float(step), histograms=nothing)])
+        log.flush()
+    log.close({})
+    found = segments(path, "histograms")
+    assert len(found) >= 100 * nothing.nbytes // 2_500_000
+    for _, file in found:
+        rows = SegmentReader(file, "histograms").poll()
+        assert rows is not None and rows.nbytes < 3_000_000
+    assert [r.step for r in load_run(path).records() if isinstance(r, StepRecord)] == [*range(100)]
 
 
 def test_a_log_closed_on_a_full_disk_says_what_was_lost(

@@ -52,7 +52,9 @@ class Scratch:
         key = (like.device, dtype, use)
         buffer = self._buffers.get(key)
         if buffer is None:
-            buffer = self._buffers[key] = torch.empty(CHUNK, dtype=dtype, device=like.device)
+            # A buffer made in inference mode could not be used outside of it.
+            with torch.inference_mode(False):
+                buffer = self._buffers[key] = torch.empty(CHUNK, dtype=dtype, device=like.device)
         return buffer if n == CHUNK else buffer[:n]
 
     def unknown(self, like: Tensor) -> Tensor:
@@ -60,7 +62,8 @@ class Scratch:
         key = (like.device, like.dtype, "unknown")
         unknown = self._buffers.get(key)
         if unknown is None:
-            unknown = torch.full((), float("nan"), dtype=like.dtype, device=like.device)
+            with torch.inference_mode(False):
+                unknown = torch.full((), float("nan"), dtype=like.dtype, device=like.device)
             self._buffers[key] = unknown
         return unknown
 
@@ -69,7 +72,8 @@ class Scratch:
         key = (like.device, like.dtype, "zero")
         zero = self._buffers.get(key)
         if zero is None:
-            zero = self._buffers[key] = torch.zeros((), dtype=like.dtype, device=like.device)
+            with torch.inference_mode(False):
+                zero = self._buffers[key] = torch.zeros((), dtype=like.dtype, device=like.device)
         return zero
 
 

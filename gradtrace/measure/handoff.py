@@ -47,19 +47,22 @@ class Ring:
         self._taken = 0
         self._tail = 0
 
+    def start_of(self, size: int) -> int | None:
+        """Where so many values would begin; None when there is no room. Training thread."""
+        start = self._head
+        if start % self._capacity + size > self._capacity:
+            start += self._capacity - start % self._capacity  # never wrap inside one step
+        full = start + size - self._tail > self._capacity
+        return None if full or self._sequence - self._taken >= self._slots else start
+
     def put(self, tensors: Sequence[Tensor]) -> tuple[int, int, int] | None:
         """Starts the copy of all values; returns a ticket, or None when the ring is full.
 
         Training thread; a handful of launches. The source lives on its stream until it is copied.
         """
         size = sum(t.numel() for t in tensors)
-        start = self._head
-        if start % self._capacity + size > self._capacity:
-            start += self._capacity - start % self._capacity  # never wrap inside one step
-        if (
-            start + size - self._tail > self._capacity
-            or self._sequence - self._taken >= self._slots
-        ):
+        start = self.start_of(size)
+        if start is None:
             return None
         with torch.no_grad():
             packed = torch.cat([t.detach().reshape(-1).to(torch.float64) for t in tensors])
@@ -96,6 +99,7 @@ class _Parcel(Generic[T]):
     tensors: list[Tensor | None]
     """None where a ring carries the value."""
     tickets: list[_Ticket]
+    nbytes: int = 0
     dropped: bool = False
 
 
@@ -111,16 +115,44 @@ class _Ticket:
 class Handoff(Generic[T]):
     """A queue of items and their tensors' values; `put` in the training thread, `take` elsewhere.
 
-    At most `capacity` items wait; more are dropped and counted in `dropped`.
+    At most `capacity` items wait; more are dropped and counted in `dropped`. `reserve` is how many
+    values an accelerator's ring has room for at least. `failures` are errors met while reading
+    values; the items were dropped.
     """
 
-    def __init__(self, *, capacity: int = 1024) -> None:
+    def __init__(self, *, capacity: int = 1024, reserve: int = 0) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}; expected at least 1 step")
         self.dropped = 0
         self._capacity = capacity
         self._queue: deque[_Parcel[T]] = deque()
         self._rings: dict[torch.device, Ring] = {}
+        self._reserve = reserve
+        self.failures: deque[Exception] = deque()
+        # Written by one thread each.
+        self._bytes_put = 0
+        self._bytes_taken = 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What the values of all waiting items take. Any thread."""
+        return self._bytes_put - self._bytes_taken
+
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether rings have room for these values now. Training thread."""
+        sizes: dict[torch.device, int] = {}
+        for tensor in tensors:
+            if tensor.device.type not in ("cpu", "meta"):
+                sizes[tensor.device] = sizes.get(tensor.device, 0) + tensor.numel()
+        return all(self._ring(device, n).start_of(n) is not None for device, n in sizes.items())
+
+    def _ring(self, device: torch.device, size: int) -> Ring:
+        """The ring of a device; made with room for four times `size`."""
+        ring = self._rings.get(device)
+        if ring is None:
+            ring = Ring(device, capacity=max(CAPACITY, 4 * size, self._reserve))
+            self._rings[device] = ring
+        return ring
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -136,12 +168,7 @@ class Handoff(Generic[T]):
             if tensor.device.type not in ("cpu", "meta"):
                 elsewhere.setdefault(tensor.device, []).append(i)
         for device, places in elsewhere.items():
-            ring = self._rings.get(device)
-            if ring is None:
-                # The first step measures all that a later one may.
-                size = sum([tensors[i].numel() for i in places])
-                ring = Ring(device, capacity=max(CAPACITY, 4 * size))
-                self._rings[device] = ring
+            ring = self._ring(device, sum([tensors[i].numel() for i in places]))
             number = ring.put([tensors[i] for i in places])
             if number is None:
                 # What other devices' rings took must still be taken out of them.
@@ -151,6 +178,8 @@ class Handoff(Generic[T]):
             parcel.tickets.append(_Ticket(ring, number, places, [tensors[i].shape for i in places]))
             for i in places:
                 parcel.tensors[i] = None
+        parcel.nbytes = sum([tensor.nbytes for tensor in tensors])
+        self._bytes_put += parcel.nbytes
         self._queue.append(parcel)
         return not parcel.dropped
 
@@ -165,6 +194,7 @@ class Handoff(Generic[T]):
                     if ticket.values is None:
                         return taken
             self._queue.popleft()
+            self._bytes_taken += parcel.nbytes
             if parcel.dropped:
                 continue
             carried = {
@@ -172,15 +202,16 @@ class Handoff(Generic[T]):
                 for ticket in parcel.tickets
                 for i, value in zip(ticket.places, ticket.values or (), strict=True)
             }
-            taken.append(
-                (
-                    parcel.item,
-                    [
-                        carried[i] if tensor is None else _values(tensor)
-                        for i, tensor in enumerate(parcel.tensors)
-                    ],
-                )
-            )
+            try:
+                values = [
+                    carried[i] if tensor is None else _values(tensor)
+                    for i, tensor in enumerate(parcel.tensors)
+                ]
+            except Exception as error:  # a tensor of a kind that has no values to read
+                self.dropped += 1
+                self.failures.append(error)
+                continue
+            taken.append((parcel.item, values))
         return taken
 
 

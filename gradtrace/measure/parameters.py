@@ -152,7 +152,8 @@ class Parameters:
         if plan is None or not plan.fits(tensors):
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = _Plan(positions, tensors, self._scratch)
+            with torch.inference_mode(False):  # its buffers serve outside of it, too
+                plan = self._plans[key] = _Plan(positions, tensors, self._scratch)
         with torch.no_grad():
             return plan.read(tensors, full, norm_only)
 

@@ -31,6 +31,7 @@ class TableFile:
         self._fd = -1
         self._stream: Any = None
         self._sink = io.BytesIO()
+        self._held = 0
 
     @property
     def size(self) -> int:
@@ -54,7 +55,9 @@ class TableFile:
                     segment.path.unlink()
             raise
         segment.last_step = last
-        if segment.size >= self._limit:
+        # A reader holds a segment in memory, whatever it was compressed to.
+        self._held += batch.nbytes
+        if max(segment.size, self._held) >= self._limit:
             self.seal()
 
     def seal(self) -> None:
@@ -70,6 +73,7 @@ class TableFile:
         path = self._directory / f"{self._table}-{self._number:06}.arrows"
         self._fd = os.open(path, flags, 0o644)
         self._number += 1
+        self._held = 0
         self._sink = io.BytesIO()
         # A schema that tells where the segment begins lets a reader skip it unread.
         schema = SCHEMAS[self._table].with_metadata({"first_step": str(first)})

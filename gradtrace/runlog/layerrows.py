@@ -120,6 +120,9 @@ class LayerRows:
 
 def _counts(column: Any) -> npt.NDArray[np.int64]:
     """The counts [rows, BINS]; zeros where there are none."""
+    if not column.null_count and not column.flatten().null_count:
+        whole: npt.NDArray[np.int64] = column.flatten().to_numpy().reshape(-1, BINS)
+        return whole
     counts = np.zeros((len(column), BINS), np.int64)
     there = column.is_valid().to_numpy(zero_copy_only=False)
     flat = column.flatten().fill_null(0).to_numpy(zero_copy_only=False)

@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradtrace.records import LAYER_TABLES, Event, RunInfo, RunNote, StepRecord, table_bytes
+from gradtrace.records import (
+    LAYER_TABLES,
+    Event,
+    RunInfo,
+    RunNote,
+    StepRecord,
+    table_bytes,
+    without_histograms,
+)
 from gradtrace.runlog.backlog import EVENTS_FILE
 from gradtrace.runlog.files import EventFile, TableFile, write_fully
 from gradtrace.runlog.layerrows import LayerEncoder
@@ -238,6 +246,13 @@ class RunLog:
             self._info_stale = True
 
     def _drop_excess(self) -> None:
+        if self._pending_bytes <= HOLD_BYTES:
+            return
+        for at, record in enumerate(self._pending):
+            if self._pending_bytes <= HOLD_BYTES * 0.75:
+                return
+            self._pending[at], saved = without_histograms(record)
+            self._pending_bytes -= saved
         if self._pending_bytes <= HOLD_BYTES:
             return
         count = 0

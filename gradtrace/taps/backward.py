@@ -59,12 +59,26 @@ def _wrap(original: Function, observers: Observers) -> Function:
 def loss_of(outputs: tuple[Tensor, ...]) -> Tensor | None:
     """A copy of the scalar that a backward started from; several scalars are added.
 
-    None when any output is no scalar: what is minimised is then not among the outputs.
+    None when any output is no scalar: what is minimised is then not among the outputs; nor where
+    a scalar is made of several tensors, as no one else knows how they make one value.
     """
     if not outputs or any(output.dim() for output in outputs):
         return None
+    scalars = [_whole(output.detach()) for output in outputs]
     with torch.no_grad():
-        loss = outputs[0].detach().clone()
-        for output in outputs[1:]:
-            loss = loss + output.detach()
+        loss: Tensor | None = None
+        for scalar in scalars:
+            if scalar is None:
+                return None
+            loss = scalar.clone() if loss is None else loss + scalar
     return loss
+
+
+def _whole(scalar: Tensor) -> Tensor | None:
+    """A scalar as a plain tensor; never a collective."""
+    if type(scalar) is Tensor:
+        return scalar
+    if hasattr(scalar, "placements"):  # a DTensor: the same on all ranks, or a part of a sum
+        same = all(placement.is_replicate() for placement in scalar.placements)
+        return scalar.to_local() if same else None  # type: ignore[attr-defined]
+    return None if hasattr(scalar, "__tensor_flatten__") else scalar.as_subclass(Tensor)
