@@ -6,7 +6,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from gradtrace.records import LAYER_TABLES, Event, Record, RunNote, StepRecord
+from gradtrace.records import LAYER_TABLES, Event, Record, RunNote, StepRecord, table_bytes
 from gradtrace.runlog.layerrows import LayerRows, Layers, no_layers
 from gradtrace.runlog.runs import read_info, status_of
 from gradtrace.runlog.schema import (
@@ -16,6 +16,9 @@ from gradtrace.runlog.schema import (
     step_rows,
 )
 from gradtrace.runlog.segments import SegmentReader, first_step, segments
+
+MOST_BYTES = 16 * 2**20
+"""Of layer tables that are read back at once."""
 
 EVENTS_FILE = "events.jsonl"
 
@@ -168,7 +171,7 @@ class Backlog:
     def read_since(
         self, step: int, event: int, limit: int, *, final: bool = False
     ) -> tuple[list[Record], int, int]:
-        """At most `limit` records, then the `step` and `event` to ask for next.
+        """At most `limit` records, fewer where they are large, then what to ask for next.
 
         `step` is the first step number not delivered yet, `event` how many events were. Steps
         come before events of the same step; so an event whose step is not on disk yet is held
@@ -178,7 +181,8 @@ class Backlog:
         if self._steps is None or self._steps.next != step:
             self._steps = Steps(self._path, step)
         records: list[Record] = []
-        while len(records) < limit:
+        held = 0
+        while len(records) < limit and held < MOST_BYTES:
             record = self._steps.peek()
             happened = self._events.get(event)
             if happened is not None and (
@@ -193,6 +197,7 @@ class Backlog:
                 event += 1
             elif record is not None:
                 records.append(self._steps.pop())
+                held += table_bytes(record)
             else:
                 break
         return records, self._steps.next, event
