@@ -306,6 +306,29 @@ def test_alerts_name_their_own_step_and_batch(loader: bool, tmp_path: Path, rule
     assert verdict(tmp_path, rule_file, series, {}, expected) == ""
 
 
+@needs_promtool
+def test_a_run_that_crashed_on_nan_is_told_with_its_step(tmp_path: Path, rule_file: str) -> None:
+    """NaN, and at the next scrape no run any more: the alert knows step and batch all the same."""
+    changed = {
+        NONFINITE: later("0", TEN, "1"),
+        f"gradtrace_last_nonfinite_step{{{RUN}}}": later("_", TEN, "597"),
+        f"gradtrace_last_nonfinite_batch_index{{{RUN}}}": later("_", TEN, "47"),
+    }
+    series = {
+        name: f"{changed.get(name) or values.replace(f'x{4 * HOUR}', f'x{TEN}')} stale"
+        for name, values in (healthy() | changed).items()
+    }
+    rule = next(rule for rule in rules() if rule.name == "GradtraceNonFinite")
+    expected = {
+        "summary": f"r: {rule.summary}",
+        "description": "run r rank 0, step 597, batch index 47",
+        "next": rule.advice,
+        "step": "597",
+        "batch_index": "47",
+    }
+    assert verdict(tmp_path, rule_file, series, {}, {(11, rule.name): expected}) == ""
+
+
 OF_EVENTS = {
     "Spike": "spike",
     "SpikeRateRising": "spike",

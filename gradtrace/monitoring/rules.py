@@ -194,9 +194,15 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
 
 
 PLACES = {
-    "spike": ("gradtrace_last_spike_step%s", "gradtrace_last_spike_batch_index%s"),
-    "nonfinite": ("gradtrace_last_nonfinite_step%s", "gradtrace_last_nonfinite_batch_index%s"),
-    # Of a run that has vanished, what was last seen.
+    # Of a run that has vanished meanwhile, what was last seen.
+    "spike": (
+        "last_over_time(gradtrace_last_spike_step%s[1h])",
+        "last_over_time(gradtrace_last_spike_batch_index%s[1h])",
+    ),
+    "nonfinite": (
+        "last_over_time(gradtrace_last_nonfinite_step%s[1h])",
+        "last_over_time(gradtrace_last_nonfinite_batch_index%s[1h])",
+    ),
     "step": (
         "last_over_time(gradtrace_steps_total%s[1h]) - 1 >= 0",
         "last_over_time(gradtrace_last_step_batch_index%s[1h])",
