@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import tempfile
 import time
@@ -33,7 +34,6 @@ from gradtrace.redacted import redacted
 
 logger = logging.getLogger("gradtrace")
 
-FILE = "mlflow.json"
 """In the run directory: which MLflow run this is, for a process that sends the rest."""
 
 METRICS_A_CALL = 500
@@ -104,6 +104,15 @@ class MLflowExporter:
         self._stack = contextlib.ExitStack()
         self._client: Any = None
         self._opened = False
+        self.known_as = self.name
+
+    def resent(self) -> tuple[Mapping[str, str], Sequence[str]]:
+        """The server, without a password, and the experiment, for `gradtrace send`."""
+        uri = self._uri or str(self._mlflow.get_tracking_uri())
+        named = {"MLFLOW_TRACKING_URI": redacted(uri)}
+        if self._experiment is not None:
+            named["MLFLOW_EXPERIMENT_NAME"] = self._experiment
+        return named, ()
 
     @property
     def run_id(self) -> str | None:
@@ -127,7 +136,7 @@ class MLflowExporter:
         self._opened = True
         current = str(self._mlflow.get_tracking_uri())
         here = self._uri in (None, current)
-        stored = _load(run.path)
+        stored = _load(run.path, self.known_as)
         self._check_server(stored, current)
         active = self._mlflow.active_run()
         self._server = self._uri or current
@@ -249,8 +258,10 @@ class MLflowExporter:
     def _found_or_made(self) -> Any:
         """A run of our own: one of an earlier try, whose answer was lost, or a new one."""
         run = self._run
-        identity = f"{run.name}\n{run.started!r}\n{run.rank}".encode("utf-8", "surrogatepass")
-        mark = sha256(identity).hexdigest()[:32]
+        identity = f"{run.name}\n{run.started!r}\n{run.rank}"
+        if self.known_as != self.name:
+            identity += f"\n{self.known_as}"
+        mark = sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         experiment = self._find_experiment()
         self._own = True
         found = self._client.search_runs(
@@ -364,7 +375,7 @@ class MLflowExporter:
             return
         server = self._server if "@" not in urlsplit(self._server).netloc else None
         data = {"run_id": self._run_id, "own": self._own, "tracking_uri": server}
-        path = self._run.path / FILE
+        path = self._run.path / _file(self.known_as)
         with contextlib.suppress(OSError):  # without the file our own run is found by its tag
             fresh = path.with_suffix(".tmp")
             fresh.write_text(json.dumps(data), encoding="utf-8")
@@ -421,12 +432,16 @@ def _check_text(name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name} is empty; expected {expected}: or leave it out")
 
 
-def _load(run: Path | None) -> dict[str, Any] | None:
+def _file(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100] + ".json"
+
+
+def _load(run: Path | None, name: str) -> dict[str, Any] | None:
     """What the run directory tells of the MLflow run; None if nothing that makes sense."""
     if run is None:
         return None
     try:
-        data = json.loads((run / FILE).read_bytes())
+        data = json.loads((run / _file(name)).read_bytes())
         kept = {"run_id": data["run_id"], "own": data["own"], "server": data["tracking_uri"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

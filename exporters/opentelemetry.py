@@ -81,7 +81,7 @@ class OpenTelemetryExporter:
                 "pip install 'gradtrace[opentelemetry]'",
                 name=error.name,
             ) from error
-        base = _checked_endpoint(endpoint)
+        self._base = base = _checked_endpoint(endpoint)
         given = util.parse_env_headers(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""), True)
         certificate = os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE")
         tls = ssl.create_default_context(cafile=certificate) if certificate else None
@@ -111,6 +111,10 @@ class OpenTelemetryExporter:
     def refused(self) -> int:
         """How many points and log records the collector did not take, for good. Any thread."""
         return self._refused
+
+    def resent(self) -> tuple[Mapping[str, str], Sequence[str]]:
+        """The collector, for `gradtrace send`."""
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self._base}, ()
 
     def open(self, run: RunInfo) -> None:
         """Prepares; asks nobody."""

@@ -76,6 +76,10 @@ class TensorBoardExporter:
         self._file: BinaryIO | None = None
         self._path: Path | None = None
 
+    def resent(self) -> tuple[Mapping[str, str], Sequence[str]]:
+        """The directory, for `gradtrace send`."""
+        return {}, [] if self._directory is None else [str(self._directory)]
+
     @property
     def path(self) -> Path | None:
         """The event file; None until the trace starts. Any thread."""

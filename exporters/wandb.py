@@ -142,10 +142,23 @@ class WandbExporter:
         self._run_name = name
         self._timeout = float(timeout)
         self._wandb_run: Any = None
+        self._beside: Any = None
         self._starting = threading.Lock()
         self._idle = threading.Event()
         self._idle.set()
         self._opened = False
+
+    def resent(self) -> tuple[Mapping[str, str], Sequence[str]]:
+        """W&B's own variables for what was chosen here, for `gradtrace send`."""
+        beside = self._beside
+        chosen = {
+            "WANDB_PROJECT": self._project or (None if beside is None else beside.project),
+            "WANDB_MODE": self._mode,
+            "WANDB_RUN_GROUP": self._group,
+            "WANDB_NAME": self._run_name,
+            "WANDB_DIR": self._directory,
+        }
+        return {key: str(value) for key, value in chosen.items() if value}, ()
 
     @property
     def run(self) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gradtrace.cursors import Cursor, Position
-from gradtrace.exporter import Exporter, Remembering
+from gradtrace.exporter import Exporter, Remembering, introduce
 from gradtrace.pipeline import BATCH, Backlog
 from gradtrace.records import Record, RunInfo, StepRecord
 
@@ -42,6 +42,7 @@ def deliver(
     Where the run directory cannot be written to, a warning is logged before anything is sent, and
     a later call sends all of this again.
     """
+    introduce(exporter, name or exporter.name)
     cursor = _Kept(Cursor(info.path, name or exporter.name))
     stored = cursor.load()
     position = Position() if again else stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
@@ -30,6 +31,10 @@ class Exporter(Protocol):
     `settling`: after so many seconds, and after `close`, they are safe even if the process is
     killed. Its cursor is that much behind. It makes something new of what it is sent, so that it
     is not opened by `gradtrace send` when nothing is owed.
+
+    An attribute `known_as` is set before `open` to the name that tells it from others of its kind
+    in the trace ("mlflow-2"). `resent()` gives the environment variables and the arguments with
+    which `gradtrace send` makes an exporter with the same settings.
     """
 
     name: str
@@ -50,6 +55,28 @@ class Remembering(Protocol):
 
     def remember(self, records: Sequence[StepRecord | Event]) -> None:
         """Takes records in, without sending them."""
+
+
+@runtime_checkable
+class Resent(Protocol):
+    """An exporter whose settings `gradtrace send` has to be told."""
+
+    def resent(self) -> tuple[Mapping[str, str], Sequence[str]]:
+        """Environment variables and arguments; no secrets, for they are shown."""
+
+
+def introduce(exporter: Exporter, name: str) -> None:
+    """Tells an exporter by which name its trace knows it, if it wants to know."""
+    if hasattr(exporter, "known_as"):
+        exporter.known_as = name
+
+
+def send_command(exporter: Exporter, run: str, name: str) -> str:
+    """The command line that delivers later what an exporter owes."""
+    environment, arguments = exporter.resent() if isinstance(exporter, Resent) else ({}, ())
+    words = [f"{key}={shlex.quote(value)}" for key, value in environment.items()]
+    words += ["gradtrace", "send", shlex.quote(run), "--to", name, *map(shlex.quote, arguments)]
+    return " ".join(words)
 
 
 @runtime_checkable

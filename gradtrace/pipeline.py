@@ -100,7 +100,7 @@ class ExporterWorker:
         self.name = name or exporter.name
         self.dropped = 0
         self.failures = 0
-        self._exporter = exporter
+        self.exporter = self._exporter = exporter
         self._backlog = backlog
         self._capacity = capacity
         self._max_bytes = max_bytes
@@ -141,6 +141,12 @@ class ExporterWorker:
     def started(self) -> bool:
         """Whether `start` was called."""
         return self._thread.ident is not None
+
+    @property
+    def active(self) -> bool:
+        """Whether its trace goes on, or waits for its end."""
+        over = self.started and not self._thread.is_alive()
+        return not (over or self._left or self._inert)
 
     def offer(self, records: Sequence[Record]) -> None:
         """Takes records in order; never waits for the backend and never raises. Any one thread."""
@@ -465,6 +471,11 @@ def close_all(workers: Sequence[ExporterWorker], timeout: float = 10.0) -> dict[
 
 
 _workers: weakref.WeakSet[ExporterWorker] = weakref.WeakSet()
+
+
+def is_in_use(exporter: Exporter) -> bool:
+    """Whether a trace that has not ended feeds this very object."""
+    return any(worker.exporter is exporter and worker.active for worker in list(_workers))
 
 
 def _after_fork() -> None:

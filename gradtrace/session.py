@@ -27,14 +27,14 @@ from gradtrace.detect.nonfinite import NonFiniteDetector
 from gradtrace.detect.rule import SpikeRule
 from gradtrace.detect.skipped import SkippedStepDetector
 from gradtrace.detect.spikes import SpikeDetector, latest_spikes
-from gradtrace.exporter import Exporter, Watching
+from gradtrace.exporter import Exporter, Watching, introduce, send_command
 from gradtrace.guard import Guard
 from gradtrace.measure.handoff import Handoff
 from gradtrace.measure.histograms import PER_LAYER
 from gradtrace.measure.parameters import Parameters
 from gradtrace.misuse import Seen, mistakes
 from gradtrace.openstep import LateLog, RawStep
-from gradtrace.pipeline import ExporterWorker, close_all, unique_names
+from gradtrace.pipeline import ExporterWorker, close_all, is_in_use, unique_names
 from gradtrace.recent import Recent
 from gradtrace.records import Event, Record, RunInfo, RunNote, Spike, StepRecord
 from gradtrace.runlog import Backlog, RunLog, create_run_directory
@@ -216,6 +216,12 @@ class Trace:
             )
         exporters = self._settings.exporters
         for exporter, name in zip(exporters, unique_names(exporters), strict=True):
+            if is_in_use(exporter):
+                raise ValueError(
+                    f"the exporter {name!r} is in use by another trace that has not ended; "
+                    "expected one for each trace: make another"
+                )
+            introduce(exporter, name)
             exporter.open(info)
             backlog = None if self._path is None else Backlog(self._path)
             worker = ExporterWorker(exporter, name=name, backlog=backlog, run=self._path)
@@ -366,13 +372,17 @@ class Trace:
     def _settle(self, left: Mapping[str, str], status: str) -> None:
         """Tells what is owed and lost, and ends the run log."""
         assert self._background is not None
+        commands = {
+            worker.name: send_command(worker.exporter, str(self._path), worker.name)
+            for worker in self._workers
+        }
         for name, owed in left.items():
             if owed:
                 self._note(
                     f"exporter {name}",
                     f"exporter {name!r} still owes {owed}"
                     + (
-                        f": deliver it with `gradtrace send {self._path} --to {name}`"
+                        f": deliver it with `{commands[name]}`"
                         if self._path is not None
                         else ", which is lost: there is no run log"
                     ),

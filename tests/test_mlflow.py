@@ -358,7 +358,9 @@ def test_what_a_silent_server_did_not_take_is_sent_later(
         )
         assert time.monotonic() - ended[0] < 3.0
         [note] = [note for note in trace.notes if note.source == "exporter mlflow"]
-        assert "owes 100 steps" in note.message and "gradtrace send" in note.message
+        assert "owes 100 steps" in note.message
+        command = f"MLFLOW_TRACKING_URI={url} gradtrace send {trace.path} --to mlflow"
+        assert f"`{command}`" in note.message
     assert trace.path is not None and exporter.run_id is None
 
     sent = send(trace.path, first := MLflowExporter(tracking_uri=server.url))
@@ -552,6 +554,20 @@ def test_a_run_that_an_exception_ended_has_failed(
         run = client.get_run(exporter.run_id)
         assert run.info.status == "FAILED"
         assert run.data.tags["gradtrace.status"] == "ended by KeyError"
+
+
+def test_two_of_them_keep_apart(server: MlflowServer, client: Any, tmp_path: Path) -> None:
+    """Each has a run of its own, also on one server, and is continued there when sent later."""
+    two = [MLflowExporter(tracking_uri=server.url) for _ in range(2)]
+    _, trace = train(dataset(), tmp_path, epochs=1, exporters=two)
+    assert trace.path is not None and two[0].run_id != two[1].run_id
+    for exporter in two:
+        assert_complete(client, exporter.run_id, trace.path)
+    for name, before in zip(("mlflow", "mlflow-2"), two, strict=True):
+        again = MLflowExporter(tracking_uri=server.url)
+        deliver(Backlog(trace.path), info_of(trace.path), again, name=name, again=True)
+        assert again.run_id == before.run_id
+        assert_complete(client, again.run_id, trace.path)
 
 
 def test_a_run_that_was_killed_says_so(server: MlflowServer, client: Any, tmp_path: Path) -> None:
