@@ -6,9 +6,11 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -41,10 +43,11 @@ class TensorBoardExporter:
     TensorBoard keeps scalars as float32, NaN and Inf too.
 
     In a directory that holds event files of others when the trace starts, such as those of your
-    own SummaryWriter, it writes to the folder `gradtrace`, which TensorBoard shows as a run beside
-    theirs. A file that gradtrace continues (`gradtrace send`) takes the place of what an earlier
-    file of its own in that folder has of the same steps. A disk that refuses leaves the file as it
-    was after the last whole step.
+    own SummaryWriter, it writes to the folder `gradtrace`, and where there are files of another
+    traced run, to a folder with this run's name: TensorBoard shows them as runs side by side. A
+    file that gradtrace continues (`gradtrace send`) takes the place of what an earlier file of the
+    same run in that folder has of the same steps. A disk that refuses leaves the file as it was
+    after the last whole step.
 
     Raises ImportError where tensorboard is not installed, TypeError or ValueError for wrong
     settings; `open` raises OSError where the folder cannot be written, ValueError where there is
@@ -95,14 +98,18 @@ class TensorBoardExporter:
         self._begun = False
         folder = self._folder(run)
         folder.mkdir(parents=True, exist_ok=True)
-        if _holds_events(folder, own=False):
-            # TensorBoard follows one file a folder, and a restart hides what anybody wrote in it.
+        # TensorBoard follows one file a folder, and a restart hides what anybody wrote in it.
+        if not all(name.endswith(SUFFIX) for name in _event_files(folder)):
             folder /= "gradtrace"
             folder.mkdir(exist_ok=True)
-        self._continues = _holds_events(folder, own=True)
+        ending = f".{_mark(run)}{SUFFIX}"
+        if not all(name.endswith(ending) for name in _event_files(folder)):
+            folder /= re.sub(r"[^A-Za-z0-9_-]", "_", run.name)[:100]
+            folder.mkdir(exist_ok=True)
+        self._continues = bool(_event_files(folder))
         # TensorBoard reads files in the order of their names: within a second, too, ours rise.
         name = f"{time.time():.6f}.{socket.gethostname()}.{os.getpid()}.{next(_files)}"
-        self._path = folder / f"events.out.tfevents.{name}{SUFFIX}"
+        self._path = folder / f"events.out.tfevents.{name}{ending}"
         # Unbuffered, so that what was written and what was not is known.
         self._file = self._path.open("xb", buffering=0)
         self._good = 0
@@ -220,10 +227,14 @@ class TensorBoardExporter:
         self._good = self._file.tell()
 
 
-def _holds_events(folder: Path, *, own: bool) -> bool:
-    """Whether event files of our own are in the folder; or, if not `own`, those of others."""
-    names = [path.name for path in folder.iterdir()]
-    return any("tfevents" in name and name.endswith(SUFFIX) is own for name in names)
+def _event_files(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if "tfevents" in path.name]
+
+
+def _mark(run: RunInfo) -> str:
+    """Tells the files of one run from those of another."""
+    identity = f"{run.name}\n{run.started!r}\n{run.rank}".encode("utf-8", "surrogatepass")
+    return sha256(identity).hexdigest()[:8]
 
 
 def _said(event: Event) -> str:

@@ -6,7 +6,6 @@ import errno
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from gradtrace.testing import MemoryBacklog
 
 
 def info(name: str = "run", **fields: Any) -> RunInfo:
-    return RunInfo(name=name, started=time.time(), **fields)
+    return RunInfo(name=name, started=1000.0, **fields)
 
 
 def read(folder: Path) -> Any:
@@ -233,11 +232,23 @@ def test_what_is_sent_later_takes_the_place_of_the_same_steps(tmp_path: Path) ->
     backlog = MemoryBacklog()
     backlog.append([record(step) for step in range(10)])
     backlog.flush()
+    run = info(path=tmp_path / "run")
+    (tmp_path / "run").mkdir()
     for again in (False, True):
-        run = info(path=tmp_path / "run")
-        (tmp_path / "run").mkdir(exist_ok=True)
         deliver(backlog, run, TensorBoardExporter(tmp_path / "board"), again=again)
     assert scalars(tmp_path / "board", "loss").keys() == set(range(10))
+
+
+def test_runs_in_one_directory_stay_apart(tmp_path: Path) -> None:
+    """A second run goes into a folder of its own name, and hides nothing of the first."""
+    for name, steps in (("first", 10), ("second/run", 4), ("third", 5)):
+        exporter = TensorBoardExporter(tmp_path)
+        exporter.open(info(name))
+        exporter.export([record(step) for step in range(steps)])
+        exporter.close()
+    assert scalars(tmp_path, "loss").keys() == set(range(10))
+    assert scalars(tmp_path / "second_run", "loss").keys() == set(range(4))
+    assert scalars(tmp_path / "third", "loss").keys() == set(range(5))
 
 
 @pytest.mark.parametrize("first", ["theirs", "ours"])
