@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gradtrace.exporters._curves import Curves
+from gradtrace.exporters._ending import how_it_ended
 from gradtrace.exporters._environment import Environment
 from gradtrace.exporters._keys import clean_key, flat_params
 from gradtrace.exporters._retry import Unsent
@@ -327,7 +327,7 @@ class MLflowExporter:
             return
         when = int(last.time * 1000)
         summary = self._totals.values()
-        status = _status(self._run.path)
+        status = how_it_ended(self._run.path)
         rows = [(key, value, when, last.step + 1) for key, value in summary.items()]
         if not attempts.works(lambda: self._send(rows)):
             # The file store has no key below another: gradtrace/grad_norm is a file there.
@@ -359,11 +359,12 @@ class MLflowExporter:
                 lambda: self._client.log_artifact(self._run_id, str(path), "gradtrace"),
             )
 
-        if self._run.path is not None:
-            for name in ("events.jsonl", "run.json"):
-                if (self._run.path / name).is_file():
-                    send(self._run.path / name)
         with tempfile.TemporaryDirectory(prefix="gradtrace-") as folder:
+            if self._run.path is not None:
+                if (self._run.path / "events.jsonl").is_file():
+                    send(self._run.path / "events.jsonl")
+                if _copy_info(self._run.path / "run.json", Path(folder) / "run.json"):
+                    send(Path(folder) / "run.json")
             figure = Path(folder) / "loss_and_grad_norm.png"
             if self._curves.draw(figure):
                 send(figure)
@@ -432,6 +433,19 @@ def _check_text(name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name} is empty; expected {expected}: or leave it out")
 
 
+def _copy_info(source: Path, to: Path) -> bool:
+    """`run.json` as it will be: while the trace closes it says that the run goes on."""
+    try:
+        info = json.loads(source.read_bytes())
+        if info["status"] == "running":
+            ended = how_it_ended(source.parent)
+            info["status"] = "finished" if ended == "closed" else ended
+        to.write_text(json.dumps(info, indent=1), encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return True
+
+
 def _file(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100] + ".json"
 
@@ -447,28 +461,3 @@ def _load(run: Path | None, name: str) -> dict[str, Any] | None:
         return None
     right = isinstance(kept["run_id"], str) and isinstance(kept["own"], bool)
     return kept if right and kept["run_id"].isalnum() else None
-
-
-def _status(run: Path | None) -> str:
-    """How the run ended, as far as that is known: while the trace closes, it is not yet."""
-    try:
-        info = json.loads(((run or Path()) / "run.json").read_bytes())
-        status = str(info["status"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "closed"
-    if status != "running":
-        return status[:500]
-    return "killed" if _is_gone(info.get("pid"), info.get("hostname")) else "closed"
-
-
-def _is_gone(pid: object, host: object) -> bool:
-    """Whether a process of this machine has ended."""
-    if not isinstance(pid, int) or pid <= 0 or host != socket.gethostname() or os.name != "posix":
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        pass
-    return False

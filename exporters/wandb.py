@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import Any
 
 from gradtrace.exporters import _wandb_core as core
+from gradtrace.exporters._ending import how_it_ended
 from gradtrace.exporters._keys import clean_key
 from gradtrace.exporters._retry import is_same
 from gradtrace.keyvalues import PREFIX, RunTotals, StepValues
@@ -76,6 +77,8 @@ class WandbExporter:
     user's own next commit: of steps between two commits only the newest value of each key is
     kept, and what comes after the last commit is lost with nobody being told. W&B keeps
     the run's order and its end to the user.
+
+    A run that an exception ended, or that was killed and is sent later, has failed in W&B, too.
 
     Online, the run is made by the exporter's thread, which takes at most about `timeout` seconds
     (1 or more) if no server answers, and is tried again. At the end W&B has a minute to upload; the
@@ -320,7 +323,7 @@ class WandbExporter:
     def _finish(self) -> None:
         if self._batch or self._last is None:
             if not self._attach and self._wandb_run is not None:
-                self._wandb_run.finish()
+                self._end(self._wandb_run)
         else:
             try:
                 self._sum_up()
@@ -341,7 +344,12 @@ class WandbExporter:
             run.log({TABLE: table}, commit=not self._attach)
         run.summary.update(self._totals.values())
         if not self._attach:
-            run.finish()
+            self._end(run)
+
+    def _end(self, run: Any) -> None:
+        status = how_it_ended(self._info.path)
+        # W&B shows a run as failed that ends with another code than 0.
+        run.finish(exit_code=int(status == "killed" or status.startswith("ended by ")))
 
     # -- the W&B run ---
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradtrace.records import SampleId
@@ -55,7 +56,7 @@ def _kept(ids: Any) -> Any:
 def _problem(ids: Any) -> str | None:
     """What is wrong with ids, as far as the first one tells."""
     if isinstance(ids, Tensor):
-        if ids.is_floating_point() or ids.is_complex():
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
             return f"returned a tensor of {ids.dtype}"
         if ids.device.type != "cpu":
             return f"returned a tensor on {ids.device}, which cannot be read without waiting"
@@ -71,7 +72,7 @@ def _problem(ids: Any) -> str | None:
         return _problem(first) or (
             f"returned tensors of {first.numel()} values each" if first.numel() != 1 else None
         )
-    if isinstance(first, (float, np.floating, np.ndarray, list, Mapping)):
+    if isinstance(first, (bool, np.bool_, float, np.floating, np.ndarray, list, Mapping)):
         return f"returned a sequence of {type(first).__name__}"
     return None
 

@@ -96,6 +96,7 @@ ALLOWED = {
 """What a module may import of gradtrace, besides its own package."""
 
 ON_TOP = (
+    "gradtrace.__main__",
     "gradtrace.badbatches",
     "gradtrace.cli",
     "gradtrace.demo",

@@ -134,6 +134,7 @@ def test_an_own_run_tells_all(
     fetched = Path(client.download_artifacts(exporter.run_id, "gradtrace", str(tmp_path)))
     assert (fetched / "events.jsonl").read_bytes() == (trace.path / "events.jsonl").read_bytes()
     assert (fetched / "loss_and_grad_norm.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((fetched / "run.json").read_text())["status"] == "finished"
     assert capfd.readouterr().out == ""
 
 

@@ -57,6 +57,8 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     "float tensors": (lambda batch: list(batch[1]), "returned a tensor of torch.float32"),
     "an array of floats": (lambda batch: np.zeros(3), "returned an array of float64"),
     "a list of floats": (lambda batch: [0.5], "returned a sequence of float"),
+    "a mask": (lambda batch: batch[1] > 0, "returned a tensor of torch.bool"),
+    "a list of truths": (lambda batch: [True, False], "returned a sequence of bool"),
     "a mapping": (lambda batch: {"a": 1}, "returned a dict"),
     "an object": (lambda batch: object(), "returned a object"),
 }

@@ -282,6 +282,21 @@ def test_a_sweep_asks_for_attach(monkeypatch: pytest.MonkeyPatch) -> None:
         WandbExporter().open(info())
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_that_an_exception_ended_has_failed(tmp_path: Path, fails: bool) -> None:
+    """W&B's run ends with code 1 where an exception ended the loop, else with 0."""
+
+    def during(trace: object, step: int) -> None:
+        if fails and step == 20:
+            raise KeyError(step)
+
+    exporter = WandbExporter()
+    with contextlib.suppress(KeyError):
+        train(dataset(), tmp_path, epochs=1, exporters=[exporter], during=during)
+    [end] = file_of(exporter.run).of("exit")
+    assert int(end.get("exit_code", 0)) == int(fails)
+
+
 def test_what_is_not_finite_arrives() -> None:
     """NaN and Inf are values of a loss and a norm; a cell that was not measured is no value."""
     exporter = WandbExporter()
