@@ -160,6 +160,10 @@ class PrometheusExporter:
             for record in records:
                 self._samples.update(record)
 
+    def hurry(self) -> None:
+        """Ends the lingering."""
+        self._end_was_seen.set()
+
     def close(self) -> None:
         """Stops listening and takes the run back from the Pushgateway. The port is free then."""
         self._active = False

@@ -34,7 +34,8 @@ class Exporter(Protocol):
 
     An attribute `known_as` is set before `open` to the name that tells it from others of its kind
     in the trace ("mlflow-2"). `resent()` gives the environment variables and the arguments with
-    which `gradtrace send` makes an exporter with the same settings.
+    which `gradtrace send` makes an exporter with the same settings. `hurry()` is called when the
+    trace has waited for `close` as long as it does.
     """
 
     name: str
@@ -55,6 +56,14 @@ class Remembering(Protocol):
 
     def remember(self, records: Sequence[StepRecord | Event]) -> None:
         """Takes records in, without sending them."""
+
+
+@runtime_checkable
+class Hurried(Protocol):
+    """An exporter whose `close` takes its time."""
+
+    def hurry(self) -> None:
+        """The trace waits no longer: `close`, running in another thread, is to return."""
 
 
 @runtime_checkable

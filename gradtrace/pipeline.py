@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gradtrace.cursors import Cursor, Position, safe_name
-from gradtrace.exporter import Exporter
+from gradtrace.exporter import Exporter, Hurried
 from gradtrace.records import Record, StepRecord, table_bytes, without_histograms
 from gradtrace.redacted import redacted
 
@@ -200,6 +200,9 @@ class ExporterWorker:
         """Waits for the thread; False if it is still busy and was left to itself."""
         if self.started and not self._inert:
             self._thread.join(max(0.0, timeout))
+            if self._thread.is_alive() and isinstance(self._exporter, Hurried):
+                self._exporter.hurry()
+                self._thread.join(0.5)
         # What it has not begun to send by now is owed: it may be sent by another process.
         self._left = self._thread.is_alive()
         return not self._left

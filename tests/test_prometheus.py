@@ -262,6 +262,16 @@ def test_the_end_may_wait_for_a_scrape() -> None:
     socket.create_server(("127.0.0.1", int(str(exporter.url).split(":")[2].split("/")[0]))).close()
 
 
+def test_lingering_ends_with_the_traces_patience() -> None:
+    """Leaving the `with` waits `close_timeout`; then nothing serves any more and nothing is owed."""
+    exporter = PrometheusExporter(port=0, linger=60)
+    before = set(threading.enumerate())
+    _, trace = train(dataset(), None, epochs=1, exporters=[exporter], close_timeout=0.5)
+    assert trace.notes == []
+    assert set(threading.enumerate()) <= before
+    socket.create_server(("127.0.0.1", port_of(exporter))).close()
+
+
 def test_without_linger_the_end_waits_for_nobody() -> None:
     """Closing takes a moment, scraped or not."""
     exporter = PrometheusExporter(port=0)
