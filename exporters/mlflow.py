@@ -146,6 +146,13 @@ class MLflowExporter:
             self._run_id, self._own = stored["run_id"], stored["own"]
         elif self._given is None and active is not None and here:
             self._run_id = active.info.run_id
+            if self._experiment is not None:
+                logger.warning(
+                    "exporter mlflow: run %s goes into MLflow's active run, wherever that is; "
+                    "experiment=%r is for a run of its own",
+                    run.name,
+                    self._experiment,
+                )
         # set_experiment() leaves its choice in the first, whatever the second says.
         self._experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if here else None
         if self._experiment is None and self._experiment_id is None and here:

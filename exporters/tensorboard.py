@@ -155,8 +155,8 @@ class TensorBoardExporter:
             return self._directory / f"rank{run.rank}" if run.rank else self._directory
         if run.path is None:
             raise ValueError(
-                "got neither a directory nor a run directory; expected one of them: write "
-                "TensorBoardExporter(directory)"
+                "got neither a directory nor a run directory, for the trace has none or could not "
+                "make it; expected one of them: write TensorBoardExporter(directory)"
             )
         return run.path / "tensorboard"
 

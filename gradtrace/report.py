@@ -19,7 +19,7 @@ LAYERS = 10
 def print_summary(summary: Summary, console: Console, *, layers: int = LAYERS) -> None:
     """Prints a run's numbers, its `layers` layers with the largest gradients, and its notes."""
     console.print(
-        f"[bold]{escape(summary.name)}[/bold]  {escape(summary.status)}, "
+        f"[bold]{plain(summary.name)}[/bold]  {plain(summary.status)}, "
         f"{summary.steps:,} steps in {duration(summary.seconds)}"
     )
     facts = Table.grid(padding=(0, 2))
@@ -29,9 +29,9 @@ def print_summary(summary: Summary, console: Console, *, layers: int = LAYERS) -
     if summary.layers:
         console.print(_layer_table(summary, layers))
     for text in summary.advice:
-        console.print(f"[yellow]look[/yellow]  {escape(text)}")
+        console.print(f"[yellow]look[/yellow]  {plain(text)}")
     for text in summary.notes:
-        console.print(f"[dim]note[/dim]  {escape(text)}")
+        console.print(f"[dim]note[/dim]  {plain(text)}")
 
 
 def _facts(summary: Summary) -> Iterable[tuple[str, str]]:
@@ -54,7 +54,7 @@ def _facts(summary: Summary) -> Iterable[tuple[str, str]]:
         yield "skipped", f"{summary.skipped_steps:,} steps, by the AMP scaler"
     events = ", ".join(f"{count:,} {kind}" for kind, count in summary.events.items())
     if events:
-        yield "events", escape(events)
+        yield "events", plain(events)
     if not math.isnan(summary.overhead_ratio):
         yield "overhead", f"{summary.overhead:.2f} s ({summary.overhead_ratio:.2%} of the run)"
 
@@ -65,7 +65,7 @@ def _layer_table(summary: Summary, count: int) -> Table:
     table.add_column("median norm", justify="right")
     table.add_column("share of norm²", justify="right")
     for layer in summary.layers[:count]:
-        table.add_row(escape(layer.name), number(layer.norm), f"{layer.share:.1%}")
+        table.add_row(plain(layer.name), number(layer.norm), f"{layer.share:.1%}")
     if len(summary.layers) > count:
         table.add_row(f"[dim]and {len(summary.layers) - count:,} more[/dim]", "", "")
     return table
@@ -80,8 +80,13 @@ def print_runs(runs: Iterable[RunSummary], console: Console) -> None:
     table.add_column("status")
     for run in runs:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
-        table.add_row(escape(run.name), started, f"{run.steps:,}", escape(run.status))
+        table.add_row(plain(run.name), started, f"{run.steps:,}", plain(run.status))
     console.print(table)
+
+
+def plain(text: str) -> str:
+    """Text as it is, without what a terminal would take for a command."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
 
 
 def number(value: float) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from textwrap import shorten
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from gradtrace.records import BatchRef, Spike
-from gradtrace.report import number
+from gradtrace.report import number, plain
 
 IDS = 12
 LAYERS = 8
@@ -34,21 +33,21 @@ def print_spikes(spikes: Sequence[Spike], console: Console) -> None:
             str(spike.duration),
             "-" if first is None else str(first.epoch),
             "-" if first is None else str(first.batch_index),
-            escape(shorten(_likely(spike), room, placeholder=" ...")),
+            plain(shorten(_likely(spike), room, placeholder=" ...")),
         )
     console.print(table)
 
 
 def print_spike(spike: Spike, console: Console) -> None:
     """Everything known of one spike."""
-    console.print(f"[bold]{escape(spike.signal)} spike at step {spike.step:,}[/bold]")
+    console.print(f"[bold]{plain(spike.signal)} spike at step {spike.step:,}[/bold]")
     grid = Table.grid(padding=(0, 2))
     for name, text in _facts(spike):
-        grid.add_row(name, escape(text))
+        grid.add_row(name, plain(text))
     console.print(grid)
     for cause in spike.causes:
         sure = "  ?" if cause.confidence is None else f"{cause.confidence:4.0%}"
-        console.print(f"  {sure}  {escape(cause.kind)}: {escape(cause.message)}", highlight=False)
+        console.print(f"  {sure}  {plain(cause.kind)}: {plain(cause.message)}", highlight=False)
 
 
 def _facts(spike: Spike) -> Iterator[tuple[str, str]]:

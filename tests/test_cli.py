@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -270,3 +271,15 @@ def test_bad_batches(spiking: Path) -> None:
     code, text = run("bad-batches", "poisoned")
     assert code == 0 and json.loads(text)["samples"][0]["id"] == 77
     assert run("bad-batches", "poisoned", "--output", "no/where.json")[0] == 1
+
+
+def test_names_command_no_terminal(runs: Path) -> None:
+    """Escape sequences in the name of a run are shown, not sent."""
+    odd = "red\x1b[31mname"
+    shutil.copytree(runs / "small", runs / odd)
+    info = json.loads((runs / odd / "run.json").read_text()) | {"name": odd}
+    (runs / odd / "run.json").write_text(json.dumps(info))
+    for arguments in (("runs",), ("show", odd)):
+        code, text = run(*arguments)
+        assert code == 0 and "\x1b[31m" not in text
+        assert "red?[31mname" in text

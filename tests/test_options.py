@@ -50,6 +50,7 @@ WRONG: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "a run above": (ValueError, {"run": "../evil"}, "run name '../evil'; expected.*choose"),
     "a run below": (ValueError, {"run": "a/b"}, "run name 'a/b'; expected"),
     "a hidden run": (ValueError, {"run": ".."}, "run name '..'; expected"),
+    "half a character": (ValueError, {"run": "a\ud800"}, "half a character.*choose"),
     "an empty run": (ValueError, {"run": ""}, "run name ''; expected"),
     "no run name": (TypeError, {"run": 7}, "run name 7; expected a string"),
     "a very long run": (ValueError, {"run": "x" * 300}, "300 bytes; expected at most 200"),

@@ -263,7 +263,7 @@ def test_the_end_may_wait_for_a_scrape() -> None:
 
 
 def test_lingering_ends_with_the_traces_patience() -> None:
-    """Leaving the `with` waits `close_timeout`; then nothing serves any more and nothing is owed."""
+    """Leaving the `with` waits `close_timeout`; then nobody serves and nothing is owed."""
     exporter = PrometheusExporter(port=0, linger=60)
     before = set(threading.enumerate())
     _, trace = train(dataset(), None, epochs=1, exporters=[exporter], close_timeout=0.5)

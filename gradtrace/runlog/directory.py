@@ -17,7 +17,12 @@ def check_run_name(name: Any) -> str:
             f"got run name {name!r}; expected a name that is not empty, does not begin with a dot "
             f"and holds no slash, backslash or NUL: {_ADVICE}"
         )
-    size = len(name.encode("utf-8", "surrogatepass"))
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise ValueError(
+            f"got run name {name!r}, which holds half a character (a lone surrogate) that no file "
+            f"can be named with: {_ADVICE}"
+        )
+    size = len(name.encode())
     if size > 200:
         raise ValueError(f"got a run name of {size} bytes; expected at most 200: {_ADVICE}")
     return name
