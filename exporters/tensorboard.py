@@ -131,6 +131,8 @@ class TensorBoardExporter:
         for record in records:
             self._values.update(record)
             self._totals.update(record)
+            if isinstance(record, StepRecord):
+                self._last = record  # the summary may be all that is missing
 
     def close(self) -> None:
         """Writes the summary, unless steps are left that the disk did not take; ends the file."""

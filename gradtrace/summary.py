@@ -15,6 +15,9 @@ from gradtrace.runlog import Run
 
 PERCENTILES = (50, 90, 95, 99)
 
+FEW = 100
+"""Norms that a threshold is not judged by."""
+
 OFTEN = 0.5
 """Clipping a larger share of steps lowers the learning rate rather than catching outliers."""
 
@@ -124,7 +127,7 @@ def summarize(run: Run) -> Summary:
         notes=tuple(event.message for event in run.events if event.kind == "note"),
         overhead=overhead,
         overhead_ratio=overhead / seconds if seconds > 0 else math.nan,
-        advice=tuple(_advice(clipping, percentiles, int(bad.sum()))),
+        advice=tuple(_advice(clipping, percentiles, len(finite_norms), int(bad.sum()))),
     )
 
 
@@ -194,28 +197,31 @@ def _layers(gradients: Any) -> tuple[LayerShare, ...]:
     return tuple(sorted(found, key=lambda one: (-one.norm, one.name)))
 
 
-def _advice(clipping: ClipSummary | None, percentiles: dict[int, float], bad: int) -> list[str]:
+def _advice(
+    clipping: ClipSummary | None, percentiles: dict[int, float], norms: int, bad: int
+) -> list[str]:
     advice = []
     if bad:
         advice.append(
             f"{bad} steps had a loss or gradient norm that is not finite: the nonfinite events "
             "name the layers"
         )
-    if clipping is None or not percentiles:
-        return advice
+    if clipping is None or norms < FEW:
+        return advice  # the first steps say little about the others
     if clipping.clipped and not clipping.coefficient < 1.0:
         advice.append("clipping reported a change but scaled nothing: check where it is called")
     elif clipping.fraction > OFTEN:
         advice.append(
             f"{clipping.fraction:.0%} of steps are clipped, by a median factor of "
             f"{clipping.coefficient:.2g}: this lowers the learning rate rather than catching "
-            f"outliers; a threshold near the 95th percentile, {percentiles[95]:.3g}, would catch "
+            f"outliers; a threshold near the 95th percentile of {norms:,} norms, "
+            f"{percentiles[95]:.3g}, would catch "
             "outliers only"
         )
     elif not clipping.clipped and clipping.threshold > 10 * percentiles[99]:
         advice.append(
             f"clipping never engaged: its threshold {clipping.threshold:.3g} is far above the "
-            f"99th percentile, {percentiles[99]:.3g}"
+            f"99th percentile of {norms:,} norms, {percentiles[99]:.3g}"
         )
     return advice
 

@@ -186,9 +186,16 @@ def test_run_without_steps(write: Write) -> None:
 def test_advice(write: Write, norm: float, after: float, threshold: float, words: str) -> None:
     """Clipping nearly always, or never coming near, is worth a look."""
     clip = Clip("norm", threshold, norm, after, after / norm, after < norm)
-    records = [StepRecord(step=n, time=n, grad_norm=norm, clip=clip) for n in range(10)]
+    records = [StepRecord(step=n, time=n, grad_norm=norm, clip=clip) for n in range(120)]
     [advice] = summary_of(write, records).advice
-    assert words in advice
+    assert words in advice and "of 120 norms" in advice
+
+
+def test_no_advice_from_a_few_steps(write: Write) -> None:
+    """What a hundred norms do not say is not said."""
+    clip = Clip("norm", 1.0, 5.0, 1.0, 0.2, True)
+    records = [StepRecord(step=n, time=n, grad_norm=5.0, clip=clip) for n in range(99)]
+    assert summary_of(write, records).advice == ()
 
 
 def test_no_advice_for_healthy_clipping(write: Write) -> None:

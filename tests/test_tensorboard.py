@@ -304,6 +304,15 @@ def test_what_was_sent_before_is_counted(tmp_path: Path) -> None:
     assert scalars(tmp_path, "spikes") == {1: 1.0, 2: 1.0}
 
 
+def test_a_killed_runs_summary_is_sent_later(tmp_path: Path) -> None:
+    """Where all steps were written, and the end was not, the summary is what is sent."""
+    exporter = TensorBoardExporter(tmp_path)
+    exporter.open(info())
+    exporter.remember([record(step) for step in range(5)])
+    exporter.close()
+    assert scalars(tmp_path, "grad_norm/p95").keys() == {5}
+
+
 def test_a_run_without_steps_is_an_empty_file(tmp_path: Path) -> None:
     """A trace that ends before its first step leaves a file that can be read."""
     exporter = TensorBoardExporter(tmp_path)
