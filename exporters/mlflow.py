@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gradtrace.exporters._attempts import Attempts
 from gradtrace.exporters._curves import Curves
 from gradtrace.exporters._ending import how_it_ended
 from gradtrace.exporters._environment import Environment
@@ -194,7 +195,7 @@ class MLflowExporter:
         """
         if not self._opened:
             return
-        attempts = _Attempts(time.monotonic() + self._timeout / 2)
+        attempts = Attempts(time.monotonic() + self._timeout / 2)
         try:
             if self._last is not None and self._batch is None:
                 self._finish(self._last, attempts)
@@ -328,7 +329,7 @@ class MLflowExporter:
 
     # -- the end ---
 
-    def _finish(self, last: StepRecord, attempts: _Attempts) -> None:
+    def _finish(self, last: StepRecord, attempts: Attempts) -> None:
         if not attempts.works(self._connect):
             attempts.missing.append("all of it")
             return
@@ -359,7 +360,7 @@ class MLflowExporter:
         with _quiet.applied("true"):
             self._client.set_terminated(self._run_id, how, end_time=when)
 
-    def _send_files(self, attempts: _Attempts) -> None:
+    def _send_files(self, attempts: Attempts) -> None:
         def send(path: Path) -> None:
             attempts.attempt(
                 path.name,
@@ -398,32 +399,6 @@ class MLflowExporter:
                 f"run {self._run.name!r} was sent to {before!r}, and no tracking server is set "
                 "now: set MLFLOW_TRACKING_URI to that or to another one"
             )
-
-
-class _Attempts:
-    """Tries one call after the other, until a time; keeps what is missing and the first error."""
-
-    def __init__(self, until: float) -> None:
-        self._until = until
-        self.missing: list[str] = []
-        self.error: Exception | None = None
-
-    def attempt(self, what: str, call: Callable[[], object], *, always: bool = False) -> None:
-        """Calls, also when time is over if `always`; `what` is missing if that fails."""
-        if not self.works(call, always=always):
-            self.missing.append(what)
-
-    def works(self, call: Callable[[], object], *, always: bool = False) -> bool:
-        """Whether the call was made and raised nothing."""
-        error: Exception = TimeoutError("no time was left")
-        if always or time.monotonic() <= self._until:
-            try:
-                call()
-                return True
-            except Exception as raised:
-                error = raised
-        self.error = self.error or error
-        return False
 
 
 # Per process by nature, as the environment is.

@@ -23,6 +23,14 @@ from gradtrace.exporters import _wandb_core as core
 from gradtrace.exporters._ending import how_it_ended
 from gradtrace.exporters._keys import clean_key
 from gradtrace.exporters._retry import is_same
+from gradtrace.exporters._wandb_texts import (
+    COLUMNS,
+    MAX_TEXT,
+    likely,
+    plain,
+    plain_config,
+    spike_row,
+)
 from gradtrace.keyvalues import PREFIX, RunTotals, StepValues
 from gradtrace.layerseries import Layers, check_layers
 from gradtrace.records import Record, RunInfo, Spike, StepRecord
@@ -32,19 +40,7 @@ logger = logging.getLogger("gradtrace")
 MODES = ("online", "offline", "disabled")
 STEP = PREFIX + "step"
 TABLE = PREFIX + "spike_table"
-COLUMNS = (
-    "step",
-    "signal",
-    "value",
-    "baseline",
-    "ratio",
-    "steps",
-    "batch",
-    "sample ids",
-    "likely cause",
-)
 MAX_SPIKES = 1000
-MAX_TEXT = 2000
 MAX_NAME = 128
 
 FLUSH = 1.0
@@ -297,11 +293,11 @@ class WandbExporter:
             raise
 
     def _alert(self, run: Any, spike: Spike) -> None:
-        cause = _likely(spike)
+        cause = likely(spike)
         text = f"Step {spike.step} of {self._info.name}: {spike.message}"
         run.alert(
             title=f"Spike in {spike.signal}"[:63],
-            text=_plain(text + (f"\nLikely: {cause}" if cause else ""), MAX_TEXT),
+            text=plain(text + (f"\nLikely: {cause}" if cause else ""), MAX_TEXT),
             level="WARN",
         )
 
@@ -339,7 +335,7 @@ class WandbExporter:
         run = self._start()
         if self._spikes:
             table = self._wandb.Table(
-                columns=list(COLUMNS), data=[_row(spike) for spike in self._spikes.values()]
+                columns=list(COLUMNS), data=[spike_row(spike) for spike in self._spikes.values()]
             )
             run.log({TABLE: table}, commit=not self._attach)
         run.summary.update(self._totals.values())
@@ -424,9 +420,9 @@ class WandbExporter:
             entity=beside.entity if beside is not None and self._project is None else None,
             mode=mode,
             dir=self._directory,
-            group=None if group is None else _plain(group, MAX_NAME),
-            name=_plain(name, MAX_NAME),
-            config=_plain_config(info.config),
+            group=None if group is None else plain(group, MAX_NAME),
+            name=plain(name, MAX_NAME),
+            config=plain_config(info.config),
             settings=self._wandb.Settings(**whole),
         )
 
@@ -483,51 +479,6 @@ class WandbExporter:
 
 def _is_fresh(spike: Spike) -> bool:
     return time.time() - spike.time < ALERT_WITHIN
-
-
-def _row(spike: Spike) -> list[Any]:
-    batches = ", ".join(f"epoch {ref.epoch} batch {ref.batch_index}" for ref in spike.batches)
-    ids = ", ".join(str(id_) for ref in spike.batches for id_ in ref.sample_ids or ())
-    return [
-        spike.step,
-        spike.signal,
-        spike.value,
-        spike.baseline,
-        spike.ratio,
-        spike.duration,
-        batches,
-        _plain(ids, MAX_TEXT),
-        _plain(_likely(spike), MAX_TEXT),
-    ]
-
-
-def _likely(spike: Spike) -> str:
-    sure = [cause.message for cause in spike.causes if cause.confidence is not None]
-    return sure[0] if sure else ""
-
-
-def _plain(text: str, most: int) -> str:
-    """At most so many characters, none that a terminal or JSON trips over."""
-    plain = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-    return plain if len(plain) <= most else plain[: most - 3] + "..."
-
-
-def _plain_config(config: Mapping[Any, Any], depth: int = 20) -> dict[str, Any]:
-    """The hyper-parameters with texts as keys; what is neither text nor number becomes text."""
-
-    def value_of(value: Any, depth: int) -> Any:
-        if value is None or isinstance(value, (bool, int, float)):
-            return value
-        if isinstance(value, Mapping) and depth:
-            return {_plain(str(key), 250): value_of(v, depth - 1) for key, v in value.items()}
-        if isinstance(value, (list, tuple)) and depth:
-            return [value_of(v, depth - 1) for v in value]
-        try:
-            return _plain(str(value), MAX_TEXT)
-        except Exception:  # the user's own __str__
-            return f"a {type(value).__name__}"
-
-    return {_plain(str(key), 250): value_of(value, depth) for key, value in config.items()}
 
 
 def _check_text(option: str, value: object) -> None:

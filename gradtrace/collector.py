@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,19 +22,12 @@ from gradtrace.measure.parameters import Parameters
 from gradtrace.measure.rows import Positions
 from gradtrace.measure.updates import Snapshot
 from gradtrace.openstep import Batch, ClipCall, LateLog, OpenStep, RawStep
+from gradtrace.owners import Owners
 from gradtrace.rounds import Rounds
 from gradtrace.sampling import Due, Sampling
 
 MOST_WAITING = 64 << 20
 """Bytes that may wait for the background thread before histograms are left out."""
-
-
-@dataclass(slots=True)
-class _Owned:
-    """The watched parameters of an optimizer, and how its groups looked when that was found out."""
-
-    groups: tuple[int, ...]
-    positions: tuple[int, ...]
 
 
 def _unguarded(source: str, function: Callable[..., None]) -> Callable[..., None]:
@@ -71,9 +63,7 @@ class Collector:
         self._count = guarded("the histograms", self._count_now)
         self._reader = GradientReader(parameters)
         self._rounds = Rounds()
-        self._owned: weakref.WeakKeyDictionary[Optimizer, _Owned] = weakref.WeakKeyDictionary()
-        self._owned_changes = 0
-        self._unowned_cache: tuple[tuple[int, int, int], tuple[int, ...]] = ((-1, -1, -1), ())
+        self._owners = Owners(parameters)
         self._step = 0
         self._waiting: OpenStep | None = None
         self._snapshots: dict[int, Snapshot] = {}
@@ -239,7 +229,7 @@ class Collector:
 
     def unscaled(self, optimizer: Optimizer, scale: Tensor | None) -> None:
         """`GradScaler.unscale_` returned: the gradients are what they are, bad values included."""
-        positions = self._positions_of(optimizer)
+        positions = self._owners.positions_of(optimizer)
         if not positions:
             return
         self._reader.unscaled(positions)
@@ -250,7 +240,7 @@ class Collector:
 
     def before_scaler_step(self, optimizer: Optimizer, scale: Tensor | None) -> bool:
         """`GradScaler.step` begins; whether the optimizer is one of ours."""
-        positions = self._positions_of(optimizer)
+        positions = self._owners.positions_of(optimizer)
         if not positions:
             return False
         self.open.scale = scale
@@ -272,7 +262,7 @@ class Collector:
 
     def before_step(self, optimizer: Optimizer, *, closure: bool, in_backward: bool) -> bool:
         """The outermost `step` of an optimizer begins; whether it is one of ours."""
-        positions = self._positions_of(optimizer)
+        positions = self._owners.positions_of(optimizer)
         if not positions:
             return False
         self._join_round(optimizer)
@@ -283,7 +273,7 @@ class Collector:
             elif not closure:
                 if not self._scaler_steps and not self._clipped:
                     self._watch_changes(positions)
-                self._read_gradients(positions + self._unowned())
+                self._read_gradients(positions + self._owners.nobodys())
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):
             self.open.found_inf.append(found_inf.detach().clone())
@@ -293,12 +283,12 @@ class Collector:
 
     def after_step(self, optimizer: Optimizer, *, closure: bool, in_backward: bool) -> None:
         """The outermost `step` of an optimizer returned."""
-        if not self._positions_of(optimizer):
+        if not self._owners.positions_of(optimizer):
             return
         if closure and self.open.due.gradients:
-            self._read_gradients(self._positions_of(optimizer))
+            self._read_gradients(self._owners.positions_of(optimizer))
         self._after_update(id(optimizer))
-        self._written.difference_update(self._positions_of(optimizer))
+        self._written.difference_update(self._owners.positions_of(optimizer))
         self._stepped(optimizer)
         if in_backward:
             self._stepped_in_backward = True
@@ -370,7 +360,7 @@ class Collector:
         for ref in part.stepped:
             optimizer = ref()
             if optimizer is not None:
-                moved.update(self._positions_of(optimizer))
+                moved.update(self._owners.positions_of(optimizer))
         return moved.issuperset(self._take_part().tolist())
 
     def _seal(self, part: OpenStep) -> None:
@@ -458,26 +448,3 @@ class Collector:
         snapshot = self._snapshots.pop(key, None)
         if snapshot is not None:
             self.open.tables.append(("updates", snapshot.read()))
-
-    def _positions_of(self, optimizer: Optimizer) -> tuple[int, ...]:
-        groups = tuple([len(group["params"]) for group in optimizer.param_groups])
-        owned = self._owned.get(optimizer)
-        if owned is None or owned.groups != groups:
-            # The model may have grown, or been given new parameters, since it was last looked at.
-            self._parameters.refresh()
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            owned = _Owned(groups, self._parameters.positions(parameters))
-            self._owned[optimizer] = owned
-            self._owned_changes += 1
-        return owned.positions
-
-    def _unowned(self) -> tuple[int, ...]:
-        """Parameters that no optimizer seen so far holds: they may still get gradients."""
-        key = (len(self._owned), len(self._parameters.tensors), self._owned_changes)
-        if key != self._unowned_cache[0]:
-            owned: set[int] = set()
-            for entry in self._owned.values():
-                owned.update(entry.positions)
-            rest = [i for i in range(len(self._parameters.tensors)) if i not in owned]
-            self._unowned_cache = (key, tuple(rest))
-        return self._unowned_cache[1]

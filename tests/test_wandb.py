@@ -22,7 +22,8 @@ from spiking import dataset, train
 from wandb_file import File, file_of
 
 from gradtrace import Sampling, Spike, load_run
-from gradtrace.exporters.wandb import COLUMNS, WandbExporter
+from gradtrace.exporters._wandb_texts import COLUMNS
+from gradtrace.exporters.wandb import WandbExporter
 from gradtrace.records import BatchRef, Cause, RunInfo, StepRecord
 
 pytestmark = pytest.mark.skipif(
