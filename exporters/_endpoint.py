@@ -68,10 +68,14 @@ class Endpoint:
         )
         self._thread.start()
 
-    def close(self) -> None:
-        """Stops listening and cuts off what is still connected; about 0.1 s. Any thread."""
+    def close(self, *, patience: float = 0.0) -> None:
+        """Stops listening and cuts off what is still connected; about 0.1 s. Any thread.
+
+        Those who are being sent a page get it first, within `patience` seconds.
+        """
         self._server.shutdown()
         self._server.server_close()
+        self._server.finish_answers(patience)
         self._server.cut_off()
         self._thread.join()
 
@@ -99,6 +103,8 @@ class _Server(TCPServer):
         self._most = connections
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}
+        self._answering: set[socket.socket] = set()
+        self._answered = threading.Condition(self._lock)
         self._threads: list[threading.Thread] = []
         [(self.address_family, _, _, _, address), *_] = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -178,6 +184,16 @@ class _Server(TCPServer):
                 if until < now:
                     _cut(connection)
 
+    def answers(self, connection: socket.socket) -> None:
+        """A page is made for this connection."""
+        with self._lock:
+            self._answering.add(connection)
+
+    def finish_answers(self, patience: float) -> None:
+        """Waits until all pages under way have been taken."""
+        with self._answered:
+            self._answered.wait_for(lambda: not self._answering, patience)
+
     def cut_off(self) -> None:
         """Ends all connections and their threads."""
         with self._lock:
@@ -187,8 +203,10 @@ class _Server(TCPServer):
             thread.join(1.0)
 
     def _forget(self, connection: socket.socket) -> None:
-        with self._lock:
+        with self._answered:
             self._open.pop(connection, None)
+            self._answering.discard(connection)
+            self._answered.notify_all()
 
     def leave_to_parent(self) -> None:
         """In a forked child: its copies of our sockets would keep the port after we closed it."""
@@ -221,6 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path and not path.endswith("/metrics"):
             self._answer(HTTPStatus.NOT_FOUND, b"the metrics are at /metrics\n")
             return
+        self.server.answers(self.connection)
         try:
             body, kind = self.server.page(self.headers.get("Accept", ""))
         except Exception:

@@ -169,7 +169,8 @@ class PrometheusExporter:
         self._active = False
         if self._endpoint is not None:
             self._end_was_seen.wait(self._linger)
-            self._endpoint.close()
+            # Who has seen the end has it when the page has arrived.
+            self._endpoint.close(patience=min(2.0, self._linger))
             self._endpoint = None
         if self._pusher is not None:
             self._pusher.close()

@@ -265,6 +265,31 @@ def test_many_at_once_are_served() -> None:
         assert got == [BODY] * 12
 
 
+def test_closing_may_wait_for_a_page_under_way() -> None:
+    """A page that is being made when the endpoint closes arrives whole, if there is patience."""
+    making, go_on = threading.Event(), threading.Event()
+
+    def page(accept: str) -> tuple[bytes, str]:
+        making.set()
+        go_on.wait(20)
+        return BODY, "text/plain"
+
+    endpoint = Endpoint(page, host="127.0.0.1", port=0)
+    got: list[bytes] = []
+    client = threading.Thread(target=lambda: got.append(get(endpoint.url)))
+    client.start()
+    assert making.wait(20)
+    closing = threading.Thread(target=lambda: endpoint.close(patience=20))
+    closing.start()
+    closing.join(0.3)  # longer than closing takes where nothing is under way
+    assert closing.is_alive()
+    go_on.set()
+    client.join(20)
+    closing.join(20)
+    assert got == [BODY]
+    assert_free(endpoint.port)
+
+
 def test_closing_cuts_off_who_is_connected() -> None:
     """Closing takes no longer for clients that never finish, and the port is free all the same."""
     with contextlib.ExitStack() as clients:
