@@ -1,8 +1,9 @@
 """Takes the README's pictures of real servers: `python tools/screenshots.py`, with Chromium.
 
-Trains two of the examples against a Prometheus, an Alertmanager and an MLflow server of its own,
-opens their pages, and writes docs/prometheus.png, docs/alerts.png and docs/mlflow.png. Debian's
-Alertmanager has no pages; what it got is checked.
+Trains against a Prometheus, an Alertmanager, an MLflow and a TensorBoard server of its own, opens
+their pages, and writes docs/prometheus.png, alerts.png (`alerts`), mlflow.png (`comparison`) and
+histograms.png (`histograms`): all, or those named. Debian's Alertmanager has no pages; what it got
+is checked.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import torch
+from torch import nn
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
@@ -30,6 +34,8 @@ from prometheus_servers import (  # noqa: E402 - the same
     prometheus,
 )
 
+from gradtrace import Sampling, gradtrace  # noqa: E402 - the same
+from gradtrace.exporters import TensorBoardExporter  # noqa: E402 - the same
 from gradtrace.monitoring import write_monitoring  # noqa: E402 - the same
 
 DOCS = ROOT / "docs"
@@ -108,7 +114,39 @@ def comparison(folder: Path) -> None:
         server.kill()
 
 
+def histograms(folder: Path) -> None:
+    """The gradients of a small classifier in TensorBoard."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(60, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    truth = torch.randn(60, 10)
+    board = TensorBoardExporter(folder / "runs" / "digits")
+    every = Sampling(histograms=25, first=0)
+    with gradtrace(model, exporters=[board], sampling=every, directory=None):
+        for _ in range(300):
+            x = torch.randn(64, 60)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), (x @ truth).argmax(1)).backward()
+            optimizer.step()
+    port = free_port()
+    tool = Path(sys.executable).with_name("tensorboard")
+    command = [tool, "--logdir", "runs", "--port", str(port)]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as server:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            tags = f"{url}/data/plugin/histograms/tags"
+            eventually(lambda: get_json(tags), 60)
+            shoot(f"{url}/?darkMode=false#histograms", "histograms.png", "1200,720", 40.0)
+        finally:
+            server.terminate()
+
+
 if __name__ == "__main__":
-    for take in (alerts, comparison):
+    names = sys.argv[1:]
+    for take in (alerts, comparison, histograms):
+        if names and take.__name__ not in names:
+            continue
         with tempfile.TemporaryDirectory() as temporary:
             take(Path(temporary))
