@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from gradtrace.exporters._attempts import Attempts
 from gradtrace.exporters._curves import Curves
 from gradtrace.exporters._ending import how_it_ended
 from gradtrace.exporters._environment import Environment
-from gradtrace.exporters._keys import clean_key, flat_params
+from gradtrace.exporters._keys import clean_key, flat_params, run_mark
 from gradtrace.exporters._retry import Unsent
 from gradtrace.keyvalues import RunTotals, StepValues
 from gradtrace.layerseries import Layers, check_layers
@@ -266,10 +265,8 @@ class MLflowExporter:
     def _found_or_made(self) -> Any:
         """A run of our own: one of an earlier try, whose answer was lost, or a new one."""
         run = self._run
-        identity = f"{run.name}\n{run.started!r}\n{run.rank}"
-        if self.known_as != self.name:
-            identity += f"\n{self.known_as}"
-        mark = sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        second = [self.known_as] if self.known_as != self.name else []
+        mark = run_mark(run, *second)[:32]
         experiment = self._find_experiment()
         self._own = True
         found = self._client.search_runs(

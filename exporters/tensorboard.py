@@ -10,14 +10,13 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gradtrace.exporters._crc32c import framed
-from gradtrace.exporters._keys import clean_key, flat_params
+from gradtrace.exporters._keys import clean_key, flat_params, run_mark
 from gradtrace.exporters._retry import Unsent
 from gradtrace.keyvalues import PREFIX, RunTotals, StepValues
 from gradtrace.layerseries import Layers, check_layers
@@ -102,7 +101,7 @@ class TensorBoardExporter:
         if not all(name.endswith(SUFFIX) for name in _event_files(folder)):
             folder /= "gradtrace"
             folder.mkdir(exist_ok=True)
-        ending = f".{_mark(run)}{SUFFIX}"
+        ending = f".{run_mark(run)[:8]}{SUFFIX}"
         if not all(name.endswith(ending) for name in _event_files(folder)):
             folder /= re.sub(r"[^A-Za-z0-9_-]", "_", run.name)[:100]
             folder.mkdir(exist_ok=True)
@@ -231,12 +230,6 @@ class TensorBoardExporter:
 
 def _event_files(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if "tfevents" in path.name]
-
-
-def _mark(run: RunInfo) -> str:
-    """Tells the files of one run from those of another."""
-    identity = f"{run.name}\n{run.started!r}\n{run.rank}".encode("utf-8", "surrogatepass")
-    return sha256(identity).hexdigest()[:8]
 
 
 def _said(event: Event) -> str:

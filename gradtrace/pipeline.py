@@ -100,7 +100,7 @@ class ExporterWorker:
         self.name = name or exporter.name
         self.dropped = 0
         self.failures = 0
-        self.exporter = self._exporter = exporter
+        self.exporter = exporter
         self._backlog = backlog
         self._capacity = capacity
         self._max_bytes = max_bytes
@@ -200,8 +200,8 @@ class ExporterWorker:
         """Waits for the thread; False if it is still busy and was left to itself."""
         if self.started and not self._inert:
             self._thread.join(max(0.0, timeout))
-            if self._thread.is_alive() and isinstance(self._exporter, Hurried):
-                self._exporter.hurry()
+            if self._thread.is_alive() and isinstance(self.exporter, Hurried):
+                self.exporter.hurry()
                 self._thread.join(0.5)
         # What it has not begun to send by now is owed: it may be sent by another process.
         self._left = self._thread.is_alive()
@@ -281,7 +281,7 @@ class ExporterWorker:
             self._changed.notify_all()
         self._save_cursor(at_once=True)
         try:
-            self._exporter.close()
+            self.exporter.close()
         except (Exception, SystemExit) as error:
             self.failures += 1
             logger.warning("exporter %s failed to close: %s", self.name, redacted(repr(error)))
@@ -349,7 +349,7 @@ class ExporterWorker:
         while True:
             last = self._closing
             try:
-                self._exporter.export(records)
+                self.exporter.export(records)
             except (Exception, SystemExit) as error:  # some libraries exit where they should raise
                 self.failures += 1
                 if not failing:
