@@ -32,9 +32,10 @@ class SampleIds:
         """What names the samples, kept from later changes; None where nothing does."""
         try:
             ids = _kept(self._function(batch))
+        except Exception as error:  # the user's, and told
+            problem: str | None = f"raised {type(error).__name__}: {error}"
+        else:
             problem = _problem(ids)
-        except Exception as error:
-            problem = f"raised {type(error).__name__}: {error}"
         if not problem:
             return ids
         if not self._told:
@@ -46,7 +47,7 @@ class SampleIds:
 def _kept(ids: Any) -> Any:
     """A copy of what may change later."""
     if isinstance(ids, Tensor):
-        return ids.detach().clone() if _problem(ids) is None else ids
+        return ids.detach().clone()
     if isinstance(ids, np.ndarray):
         return ids.copy()
     whole = ids is None or isinstance(ids, (str, bytes, int, tuple, Mapping))
