@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 
 from gradtrace import SkipSamples, SpikeFiles, Trace, gradtrace, load_run
-from gradtrace.badbatches import BadList, find_bad
+from gradtrace.attribution.bad_samples import BadList, find_bad
 from gradtrace.demo.charlm import CharLM
 from gradtrace.demo.documents import LENGTH, Documents, collate
 from gradtrace.demo.training import token_loss

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradtrace.exporters.console import ConsoleExporter
-    from gradtrace.exporters.mlflow import MLflowExporter
+    from gradtrace.exporters.mlflow.exporter import MLflowExporter
     from gradtrace.exporters.openmetrics import OpenMetricsExporter
     from gradtrace.exporters.opentelemetry import OpenTelemetryExporter
-    from gradtrace.exporters.prometheus import PrometheusExporter
+    from gradtrace.exporters.prometheus.exporter import PrometheusExporter
     from gradtrace.exporters.tensorboard import TensorBoardExporter
-    from gradtrace.exporters.wandb import WandbExporter
+    from gradtrace.exporters.wandb.exporter import WandbExporter
 
 __all__ = [
     "ConsoleExporter",

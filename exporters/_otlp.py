@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gradtrace.exporters._exposition import Exemplar, Family, Labels
-from gradtrace.metrics import Metric
+from gradtrace.metrics.table import Metric
 from gradtrace.records import Event, event_to_dict
 
 SEVERITIES = {"info": 9, "warning": 13, "error": 17}

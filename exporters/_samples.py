@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gradtrace.exporters._exposition import Exemplar, Family, Labels, Sample
-from gradtrace.layerseries import METRICS as LAYER_METRICS
-from gradtrace.layerseries import Layers, LayerSeries
-from gradtrace.metrics import METRICS, Totals
-from gradtrace.moduleseries import METRICS as MODULE_METRICS
-from gradtrace.moduleseries import ModuleSeries
+from gradtrace.metrics.layers import METRICS as LAYER_METRICS
+from gradtrace.metrics.layers import Layers, LayerSeries
+from gradtrace.metrics.modules import METRICS as MODULE_METRICS
+from gradtrace.metrics.modules import ModuleSeries
+from gradtrace.metrics.table import METRICS
+from gradtrace.metrics.totals import Totals
 from gradtrace.records import Record, RunInfo, Spike, StepRecord
 
 logger = logging.getLogger("gradtrace")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from gradtrace.metrics import Totals
+from gradtrace.metrics.totals import Totals
 from gradtrace.records import Event, Record, RunInfo, StepRecord
 
 STYLES = {"warning": "yellow", "error": "bold red"}

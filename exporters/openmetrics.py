@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from gradtrace.exporters._exposition import head, number
 from gradtrace.exporters._samples import RunSamples
-from gradtrace.layerseries import Layers, check_layers
-from gradtrace.metrics import METRICS
+from gradtrace.metrics.layers import Layers, check_layers
+from gradtrace.metrics.table import METRICS
 from gradtrace.records import Record, RunInfo, StepRecord
 
 BUFFERED = 100_000

@@ -17,7 +17,7 @@ from gradtrace.exporters._exposition import Family
 from gradtrace.exporters._otlp import Collector, Encoder, RefusedError
 from gradtrace.exporters._retry import is_same
 from gradtrace.exporters._samples import RunSamples
-from gradtrace.layerseries import Layers, check_layers
+from gradtrace.metrics.layers import Layers, check_layers
 from gradtrace.records import Event, Record, RunInfo, StepRecord
 
 logger = logging.getLogger("gradtrace")

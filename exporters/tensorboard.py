@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 from gradtrace.exporters._crc32c import framed
 from gradtrace.exporters._keys import clean_key, flat_params, run_mark
 from gradtrace.exporters._retry import Unsent
-from gradtrace.keyvalues import PREFIX, RunTotals, StepValues
-from gradtrace.layerseries import Layers, check_layers
+from gradtrace.metrics.layers import Layers, check_layers
+from gradtrace.metrics.run_summary import RunTotals
+from gradtrace.metrics.step_values import PREFIX, StepValues
 from gradtrace.records import Event, Record, RunInfo, StepRecord
 
 logger = logging.getLogger("gradtrace")

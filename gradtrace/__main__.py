@@ -1,6 +1,6 @@
 """`python -m gradtrace` is the command `gradtrace`."""
 
-from gradtrace.cli import main
+from gradtrace.cli.app import main
 
 if __name__ == "__main__":
     main()

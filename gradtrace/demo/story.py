@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradtrace.badbatches import BadList, find_bad
+from gradtrace.attribution.bad_samples import BadList, find_bad
+from gradtrace.attribution.skip import SkipSamples
 from gradtrace.demo.charlm import CharLM
 from gradtrace.demo.documents import LENGTH, Documents, collate
 from gradtrace.demo.training import LEARNING_RATE, MAX_NORM, token_loss, train
-from gradtrace.detect.period import find_period
+from gradtrace.detect.spikes.period import find_period
 from gradtrace.exporter import Exporter
 from gradtrace.records import Spike
-from gradtrace.report import number, print_summary
+from gradtrace.report.summary import summarize
+from gradtrace.report.terminal import number, print_summary
 from gradtrace.runlog import load_run
-from gradtrace.session import Trace
-from gradtrace.skipping import SkipSamples
-from gradtrace.summary import summarize
+from gradtrace.session.trace import Trace
 
 STEPS = 500
 """Four epochs, about a minute on two cores."""

@@ -23,7 +23,7 @@ from gradtrace.demo.documents import (
     collate,
 )
 from gradtrace.exporter import Exporter
-from gradtrace.session import Trace, gradtrace
+from gradtrace.session.trace import Trace, gradtrace
 
 LEARNING_RATE = 3e-3
 MAX_NORM = 1.0

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradtrace.histograms import BINS, OCTAVES, PARTS, SIDE
 from gradtrace.measure.chunks import CHUNK, Scratch, is_measurable
 from gradtrace.measure.flat import flatten, stored
 from gradtrace.measure.rows import Positions, Reading
 from gradtrace.records import Array
+from gradtrace.records.histograms import BINS, OCTAVES, PARTS, SIDE
 
 MOST_COUNTS = 1 << 19
 """Counts of all bins (4 MB) that are held before they are cut down to the bins that are kept."""

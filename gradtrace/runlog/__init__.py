@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradtrace.runlog.backlog import Backlog
 from gradtrace.runlog.directory import check_run_name, create_run_directory, refuse_taken
 from gradtrace.runlog.reader import Run, load_run
-from gradtrace.runlog.runs import RunSummary, list_runs
+from gradtrace.runlog.status import RunSummary, list_runs
 from gradtrace.runlog.writer import RunLog
 
 __all__ = [

@@ -8,7 +8,6 @@ from typing import Any
 
 from gradtrace.records import LAYER_TABLES, Event, Record, RunNote, StepRecord, table_bytes
 from gradtrace.runlog.layerrows import LayerRows, Layers, no_layers
-from gradtrace.runlog.runs import read_info, status_of
 from gradtrace.runlog.schema import (
     STEPS,
     parse_event,
@@ -16,6 +15,7 @@ from gradtrace.runlog.schema import (
     step_rows,
 )
 from gradtrace.runlog.segments import SegmentReader, first_step, segments
+from gradtrace.runlog.status import read_info, status_of
 
 MOST_BYTES = 16 * 2**20
 """Of layer tables that are read back at once."""

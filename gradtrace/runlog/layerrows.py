@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gradtrace.histograms import BINS, LayerHistograms
 from gradtrace.records import HISTOGRAMS, TABLE_COLUMNS, Array, LayerTable
+from gradtrace.records.histograms import BINS, LayerHistograms
 from gradtrace.runlog.schema import SCHEMAS
 
 Layers = LayerTable | LayerHistograms

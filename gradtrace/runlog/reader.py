@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from gradtrace.records import Event, Record
 from gradtrace.runlog.backlog import Events, Steps
-from gradtrace.runlog.runs import INFO_FILE, read_info, status_of
 from gradtrace.runlog.schema import PLAIN_SCHEMAS, STEPS
 from gradtrace.runlog.segments import SegmentReader, segments
+from gradtrace.runlog.status import INFO_FILE, read_info, status_of
 
 
 class Run:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gradtrace.histograms import BINS
 from gradtrace.records import (
     EVENT_TYPES,
     HISTOGRAMS,
@@ -31,6 +30,7 @@ from gradtrace.records import (
     event_from_dict,
     event_to_dict,
 )
+from gradtrace.records.histograms import BINS
 
 STEPS = "steps"
 

@@ -23,7 +23,6 @@ from gradtrace.records import (
 from gradtrace.runlog.backlog import EVENTS_FILE
 from gradtrace.runlog.files import EventFile, TableFile, write_fully
 from gradtrace.runlog.layerrows import LayerEncoder
-from gradtrace.runlog.runs import INFO_FILE
 from gradtrace.runlog.schema import (
     STEPS,
     event_line,
@@ -31,6 +30,7 @@ from gradtrace.runlog.schema import (
     steps_batch,
     to_json,
 )
+from gradtrace.runlog.status import INFO_FILE
 from gradtrace.runlog.thinning import Thinner
 
 FORMAT = 1

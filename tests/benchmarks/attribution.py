@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gradtrace import Sampling, gradtrace, load_run
-from gradtrace.badbatches import find_bad
+from gradtrace.attribution.bad_samples import find_bad
 from gradtrace.demo.charlm import CharLM
 from gradtrace.demo.documents import LENGTH, Documents, collate
 from gradtrace.demo.training import token_loss

@@ -13,7 +13,7 @@ import numpy as np
 from spike_records import ORDER, record
 
 from gradtrace import SpikeRule
-from gradtrace.detect.spikes import SpikeDetector
+from gradtrace.detect.spikes.detector import SpikeDetector
 
 
 def _ignore(step: int) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradtrace.detect.rule import SpikeRule
-from gradtrace.detect.spikes import SpikeDetector
+from gradtrace.detect.spikes.detector import SpikeDetector
+from gradtrace.detect.spikes.rule import SpikeRule
 from gradtrace.records import MOMENT_COLUMNS, BatchRef, Event, LayerTable, StepRecord
 
 NAMES = ("embed.weight", "block.weight", "head.weight")

@@ -1,0 +1,1 @@
+"""Models looked at without changing them."""

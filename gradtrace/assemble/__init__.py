@@ -1,0 +1,1 @@
+"""The background thread: steps whose values have arrived become records."""

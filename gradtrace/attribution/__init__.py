@@ -1,0 +1,1 @@
+"""From a spike to the samples behind it, and how to leave them out."""

@@ -1,0 +1,222 @@
+"""Connects the taps to a trace's collector: every observer method, guarded and timed."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gradtrace.collect.collector import Collector
+from gradtrace.collect.sample_ids import SampleIds
+from gradtrace.guard import Guard
+from gradtrace.handover.step import Batch, ClipCall
+from gradtrace.measure.parameters import qualified
+from gradtrace.sampling import Due, Sampling
+from gradtrace.taps import backward, clipping, loaders, modules, optimizers, scaler
+from gradtrace.taps.patches import Target, registry
+
+Note = Callable[[str, str], None]
+
+
+class Watch:
+    """The observer of all taps on behalf of one trace."""
+
+    def __init__(
+        self,
+        collector: Collector,
+        models: Mapping[str, nn.Module],
+        sampling: Sampling,
+        guard: Guard,
+        note: Note,
+        sample_ids: Callable[[Any], Any] | None,
+    ) -> None:
+        self._collector = collector
+        self._models = models
+        self._guard = guard
+        self._note = note
+        self._sample_ids = None if sample_ids is None else SampleIds(sample_ids, note)
+        self._batches = 0
+        self._epochs: dict[int, int] = {}
+        self._scaled: deque[tuple[weakref.ref[Tensor], Tensor, Any]] = deque(maxlen=64)
+        self._unclaimed_scaler: Any = None
+        self._fired_inside_scaler = False
+        names = modules.module_names(models, qualified, sampling.selects)
+        self._modules = modules.ModuleTap(names, collector, guard.wrap)
+        wrap = guard.wrap
+        self.before_backward = wrap("the backward tap", self._before_backward)
+        self.after_backward = wrap("the backward tap", self._after_backward)
+        self.before_clip = wrap("the clipping tap", collector.before_clip)
+        self.after_norm_clip = wrap("the clipping tap", self._after_norm_clip)
+        self.after_value_clip = wrap("the clipping tap", self._after_value_clip)
+        self.before_step = wrap("the optimizer tap", self._before_step)
+        self.after_step = wrap("the optimizer tap", self._after_step)
+        self.scaled = wrap("the scaler tap", self._record_scaled)
+        self.unscaled = wrap("the scaler tap", self._unscaled)
+        self.before_scaler_step = wrap("the scaler tap", self._before_scaler_step)
+        self.after_scaler_step = wrap("the scaler tap", self._after_scaler_step)
+        self.delivered = wrap("the loader tap", self._delivered)
+
+    def attach(self, stack: ExitStack, loaders_: Sequence[DataLoader[Any]]) -> None:
+        """Installs every tap; `stack` takes what undoes each the moment it exists."""
+        self._install(stack, "losses", backward.backward_target)
+        for name, target in (*clipping.clip_targets(), *scaler.scaler_targets()):
+            self._install_target(stack, name, target)
+        fsdp = clipping.fsdp_target()
+        if fsdp is not None:
+            self._install_target(stack, "FSDP clipping", fsdp)
+        stack.callback(optimizers.attach(self))
+        stack.callback(self._modules.disarm)
+        if modules.compiled_regions(self._models):
+            self._note(
+                "activations",
+                "activations and signals inside compiled regions are not observed: the compiler "
+                "drops the hooks; gradients, weights and updates are",
+            )
+        self._collector.on_open(self._arm)
+        for loader in loaders_:
+            self.attach_loader(stack, loader)
+
+    def attach_loader(self, stack: ExitStack, loader: DataLoader[Any]) -> None:
+        """Watches `for` loops over one loader."""
+        if loaders.started_before(loader):
+            self._note(
+                "loader",
+                "the loader's persistent workers were started before the trace: its batches have "
+                "no sample ids; make the loader's first iterator inside the trace",
+            )
+            return
+        try:
+            stack.callback(loaders.attach(loader, self))
+        except AttributeError as error:
+            self._missing("batches", error)
+
+    def batches(self, iterable: Iterable[Any]) -> Iterator[Any]:
+        """Any iterable's items, each known to the step that consumes it."""
+        if isinstance(iterable, DataLoader) and not loaders.started_before(iterable):
+            with ExitStack() as stack:
+                try:
+                    stack.callback(loaders.attach(iterable, self))
+                except AttributeError as error:
+                    self._missing("batches", error)
+                yield from iterable
+        else:
+            yield from loaders.watched(iterable, self)
+
+    @property
+    def delivered_batches(self) -> int:
+        """How many batches the loop has got."""
+        return self._batches
+
+    def forward_order(self) -> Mapping[str, int]:
+        """The rank of each module in the order of first execution, as far as it is known."""
+        return self._modules.order()
+
+    def _install(self, stack: ExitStack, name: str, find: Callable[[], Target]) -> None:
+        try:
+            target: Target | AttributeError = find()
+        except AttributeError as error:
+            target = error
+        self._install_target(stack, name, target)
+
+    def _install_target(self, stack: ExitStack, name: str, target: Target | AttributeError) -> None:
+        if isinstance(target, AttributeError):
+            self._missing(name, target)
+        else:
+            stack.callback(registry.attach(target, self))
+
+    def _missing(self, name: str, error: AttributeError) -> None:
+        self._note(
+            name, f"torch {torch.__version__} differs here, so {name} cannot be watched: {error}"
+        )
+
+    def _arm(self, due: Due) -> None:
+        self._modules.arm(due.activations)
+
+    # -- losses ---
+
+    def _before_backward(self, outputs: tuple[Tensor, ...]) -> Any:
+        return self._collector.before_backward()
+
+    def _after_backward(self, outputs: tuple[Tensor, ...], token: Any) -> None:
+        if token is None:
+            return
+        scaler_used, self._unclaimed_scaler = self._unclaimed_scaler, None
+        loss = None
+        if len(outputs) == 1:
+            for ref, raw, by in self._scaled:
+                if ref() is outputs[0]:
+                    loss, scaler_used = raw, by
+        scale = None if scaler_used is None else scaler.loss_scale(scaler_used)
+        if loss is None:
+            loss = backward.loss_of(outputs)
+            if loss is not None and scale is not None:
+                loss = loss / scale  # a scaled loss that was changed further
+        self._collector.after_backward(token, loss, scale)
+
+    # -- clipping ---
+
+    def _after_norm_clip(self, token: Any, max_norm: Any, total_norm: Tensor, order: Any) -> None:
+        if token:
+            if hasattr(total_norm, "to_local"):
+                total_norm = total_norm.to_local()  # replicated: no collective
+            threshold = max_norm.detach().clone() if isinstance(max_norm, Tensor) else max_norm
+            norm = total_norm.detach().clone()
+            self._collector.after_clip(ClipCall("norm", token, threshold, norm, float(order)))
+
+    def _after_value_clip(self, token: Any, clip_value: Any) -> None:
+        if token:
+            value = clip_value.detach().clone() if isinstance(clip_value, Tensor) else clip_value
+            self._collector.after_clip(ClipCall("value", token, value))
+
+    # -- optimizer and scaler ---
+
+    def _before_step(self, optimizer: Any, closure: bool, inside: bool) -> None:
+        if self._collector.before_step(optimizer, closure=closure, in_backward=inside):
+            self._fired_inside_scaler = True
+
+    def _after_step(self, optimizer: Any, closure: bool, inside: bool) -> None:
+        self._collector.after_step(optimizer, closure=closure, in_backward=inside)
+
+    def _record_scaled(self, raw: Any, scaled: Any, by: Any) -> None:
+        self._unclaimed_scaler = by
+        if isinstance(raw, Tensor) and isinstance(scaled, Tensor) and raw.dim() == 0:
+            self._scaled.append((weakref.ref(scaled), raw.detach().clone(), by))
+
+    def _unscaled(self, by: Any, optimizer: Any) -> None:
+        self._collector.unscaled(optimizer, scaler.loss_scale(by))
+
+    def _before_scaler_step(self, by: Any, optimizer: Any) -> Any:
+        self._fired_inside_scaler = False
+        return self._collector.before_scaler_step(optimizer, scaler.loss_scale(by))
+
+    def _after_scaler_step(self, token: Any, optimizer: Any, returned: bool) -> None:
+        if token:
+            skipped = returned and not self._fired_inside_scaler
+            self._collector.after_scaler_step(optimizer, skipped=skipped)
+
+    # -- batches ---
+
+    def epoch(self, loader: Any) -> int:
+        """The number of iterations over this loader before the one that begins."""
+        number = self._epochs.get(id(loader), 0)
+        self._epochs[id(loader)] = number + 1
+        return number
+
+    def _delivered(self, epoch: int, batch_index: int, indices: Any, data: Any) -> None:
+        ids: Any = None
+        if self._sample_ids is not None:
+            ids = self._sample_ids.of(data)
+        elif isinstance(indices, (list, tuple)):
+            ids = tuple(indices)
+            if ids and ids[0] is None:
+                ids = None  # an iterable dataset draws no indices
+        elif indices is not None:
+            ids = (indices,)
+        self._collector.batch(Batch(epoch, batch_index, self._batches, ids))
+        self._batches += 1

@@ -1,0 +1,1 @@
+"""Spikes in the loss and the gradient norm, and what may lie behind them."""

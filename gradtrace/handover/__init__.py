@@ -1,0 +1,1 @@
+"""What crosses from the training thread to the background thread, and how."""

@@ -1,0 +1,28 @@
+"""What ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What ran: handed to `Exporter.open` and written to `run.json`.
+
+    `path` is the run directory, None with `directory=None`. `parameters` and `modules` list
+    name, shape and dtype; `config` holds the user's hyper-parameters.
+    """
+
+    name: str
+    started: float
+    path: Path | None = None
+    rank: int = 0
+    world_size: int = 1
+    parameters: Sequence[Mapping[str, Any]] = ()
+    modules: Sequence[Mapping[str, Any]] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)

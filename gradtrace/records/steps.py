@@ -1,0 +1,98 @@
+"""One optimizer step, and what it was made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gradtrace.records.histograms import LayerHistograms
+from gradtrace.records.tables import LAYER_TABLES, LayerTable
+
+SampleId = int | str
+ClipKind = Literal["norm", "value", "custom"]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What clipping did at one step.
+
+    `coefficient` is `norm_after / norm_before` as applied (1.0 = untouched), `calls` how many
+    times a clipping function ran. NaN where a number could not be observed. `cosine` is that of the
+    gradient before and after value clipping, on sampled steps, and not kept on disk.
+    """
+
+    kind: ClipKind
+    threshold: float
+    norm_before: float
+    norm_after: float
+    coefficient: float
+    clipped: bool
+    calls: int = 1
+    cosine: float = field(default=math.nan, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRef:
+    """Which batch a step consumed.
+
+    `epoch`: 0-based iteration over the loader; `batch_index`: 0-based within it; `ordinal`:
+    0-based since the trace began; `sample_ids`: dataset indices or the user's own ids.
+    """
+
+    epoch: int
+    batch_index: int
+    ordinal: int
+    sample_ids: tuple[SampleId, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step.
+
+    `time` is unix seconds, `seconds` the time since the previous step (None on the first),
+    `loss` the mean of `losses`, `grad_norm` the global L2 norm, unscaled and before clipping,
+    `scale` the AMP loss scale, `overhead` the seconds gradtrace spent on the training thread for
+    this step, `skipped` whether the AMP scaler kept the optimizer from moving, `remarks` what was
+    odd about its clipping (names of `ClipFinding`s), `scores` how far each signal was from its
+    baseline in units of the alarm distance (1 = alarm). `histograms` are those of the gradients.
+    Tables are None when not sampled.
+    """
+
+    step: int
+    time: float
+    seconds: float | None = None
+    loss: float | None = None
+    losses: tuple[float, ...] = ()
+    lr: tuple[float, ...] = ()
+    grad_norm: float | None = None
+    clip: Clip | None = None
+    batches: tuple[BatchRef, ...] = ()
+    scale: float | None = None
+    gradients: LayerTable | None = None
+    weights: LayerTable | None = None
+    activations: LayerTable | None = None
+    signals: LayerTable | None = None
+    updates: LayerTable | None = None
+    histograms: LayerHistograms | None = None
+    logged: Mapping[str, float] = field(default_factory=dict)
+    rank: int = 0
+    overhead: float = 0.0
+    skipped: bool = False
+    remarks: tuple[str, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def without_histograms(record: StepRecord) -> tuple[StepRecord, int]:
+    """The record without what is largest and missed least, and how many bytes that saves."""
+    if record.histograms is None:
+        return record, 0
+    return dataclasses.replace(record, histograms=None), record.histograms.nbytes
+
+
+def table_bytes(record: StepRecord) -> int:
+    """What the layer tables of a record take in memory."""
+    tables = (getattr(record, name) for name in LAYER_TABLES)
+    return sum(table.nbytes for table in tables if table is not None)

@@ -1,0 +1,1 @@
+"""Runs in words and tables, for a terminal."""

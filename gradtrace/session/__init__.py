@@ -1,0 +1,1 @@
+"""What users hold in their hands: the trace, its settings, its life."""
