@@ -93,8 +93,11 @@ class Spike(Event):
 
     `batches` is what the step consumed, `previous_batches` what the update before it was made of:
     a loss is high because of its own batch or because of that update, and `suspect` says which,
-    `suspicion` why. `micro_batch` is the index of the micro-batch with the largest loss, `layers`
-    those whose own norm rose, largest ratio first; `first_forward` and `first_backward` are the
+    `suspicion` why. `blamed` are the batches held responsible, of the one or of the other (see
+    `blamed_step`): those of the micro-batches that stand out where some do, else all; none where
+    no batch is to blame, as when the learning rate jumped. Everything that names a spike's batches
+    or samples asks it. `micro_batch` is the index of the micro-batch with the largest loss,
+    `layers` those whose own norm rose, largest ratio first; `first_forward` and `first_backward` are the
     first of them in the order of the forward and of the backward pass. `nonfinite` counts bad
     values, `seconds` is the step's time, `causes` come most likely first.
     """
@@ -110,6 +113,7 @@ class Spike(Event):
     previous_batches: tuple[BatchRef, ...] = ()
     suspect: Suspect = "unknown"
     suspicion: str = ""
+    blamed: tuple[BatchRef, ...] = ()
     micro_batch: int | None = None
     lr: tuple[float, ...] = ()
     clip: Clip | None = None
@@ -119,6 +123,11 @@ class Spike(Event):
     nonfinite: int = 0
     seconds: float | None = None
     causes: tuple[Cause, ...] = ()
+
+    @property
+    def blamed_step(self) -> int:
+        """The step that consumed the batches in `blamed`: this one, or the one before."""
+        return self.step - 1 if self.suspect == "update" else self.step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,19 @@ class BatchRef:
 
 
 @dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One of the backwards that a step's gradients were summed from.
+
+    `loss` is None where it could not be seen, `divisor` is what the loop divided it by before the
+    backward, `batches` what was delivered for it: since the backward before.
+    """
+
+    loss: float | None
+    divisor: float = 1.0
+    batches: tuple[BatchRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepRecord:
     """One optimizer step.
 
@@ -58,7 +71,8 @@ class StepRecord:
     this step, `skipped` whether the AMP scaler kept the optimizer from moving, `remarks` what was
     odd about its clipping (names of `ClipFinding`s), `scores` how far each signal was from its
     baseline in units of the alarm distance (1 = alarm). `histograms` are those of the gradients.
-    Tables are None when not sampled.
+    `parts` are its micro-batches in order; `batches` are all of theirs, and any that came after the
+    last backward. Tables are None when not sampled.
     """
 
     step: int
@@ -70,6 +84,7 @@ class StepRecord:
     grad_norm: float | None = None
     clip: Clip | None = None
     batches: tuple[BatchRef, ...] = ()
+    parts: tuple[MicroBatch, ...] = ()
     scale: float | None = None
     gradients: LayerTable | None = None
     weights: LayerTable | None = None
