@@ -97,9 +97,9 @@ class Spike(Event):
     `blamed_step`): those of the micro-batches that stand out where some do, else all; none where
     no batch is to blame, as when the learning rate jumped. Everything that names a spike's batches
     or samples asks it. `micro_batch` is the index of the micro-batch with the largest loss,
-    `layers` those whose own norm rose, largest ratio first; `first_forward` and `first_backward` are the
-    first of them in the order of the forward and of the backward pass. `nonfinite` counts bad
-    values, `seconds` is the step's time, `causes` come most likely first.
+    `layers` those whose own norm rose, largest ratio first; `first_forward` and `first_backward`
+    are the first of them in the order of the forward and of the backward pass. `nonfinite` counts
+    bad values, `seconds` is the step's time, `causes` come most likely first.
     """
 
     kind: ClassVar[str] = "spike"
