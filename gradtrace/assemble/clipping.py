@@ -7,41 +7,50 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradtrace.handover.step import RawClip, RawStep, number, rows_of
-from gradtrace.measure.rows import ABS, NORM, Positions, l2
+from gradtrace.assemble.readings import Rows, rows_of
+from gradtrace.handover.step import ClipCall, Step
+from gradtrace.measure.reading import known
+from gradtrace.measure.rows import ABS, NORM, l2
 from gradtrace.records import Array, Clip, ClipKind
 
 # Uniform scaling leaves the layers' norm ratios equal but for rounding, coarsest in bfloat16.
 _UNIFORM = 2e-3
 _EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
-_Rows = tuple[Positions, Array]
-
 
 def sort_out(
-    raw: RawStep, arrays: Sequence[Array], measured: _Rows | None
-) -> tuple[list[RawClip], _Rows | None]:
+    calls: Sequence[ClipCall], measured: Rows | None
+) -> tuple[list[ClipCall], Rows | None]:
     """The calls that clipped, and the gradients they were given.
 
     A change nobody announced that makes gradients larger, or finite ones non-finite, is no
     clipping (noise, scaling, a fault): the gradients are then what it made of them.
     """
-    clips: list[RawClip] = []
-    for call in raw.clips:
+    clips: list[ClipCall] = []
+    for call in calls:
         if call.inferred and measured is not None:
-            before, after = _pair(call, arrays, measured)
+            before, after = _pair(call, measured)
             if before is not None and after is not None and _grew(l2(before), l2(after)):
-                measured = _replaced(measured, rows_of(call.after, arrays))
+                measured = _replaced(measured, rows_of(call.after))
                 continue
         clips.append(call)
     return clips, measured
+
+
+def covers(step: Step) -> bool:
+    """Whether one plain L2 clip saw every trained parameter."""
+    return (
+        len(step.clips) == 1
+        and step.clips[0].order == 2.0
+        and set(step.shown.tolist()) <= set(step.clips[0].positions)
+    )
 
 
 def _grew(before: float, after: float) -> bool:
     return math.isfinite(before) and not after <= before * (1 + 1e-6)
 
 
-def _replaced(measured: _Rows, changed: _Rows) -> _Rows:
+def _replaced(measured: Rows, changed: Rows) -> Rows:
     positions = np.union1d(measured[0], changed[0])
     rows = np.empty((len(positions), measured[1].shape[1]))
     for at, values in (measured, changed):
@@ -49,9 +58,7 @@ def _replaced(measured: _Rows, changed: _Rows) -> _Rows:
     return positions, rows
 
 
-def clip_of(
-    calls: Sequence[RawClip], arrays: Sequence[Array], measured: _Rows | None
-) -> Clip | None:
+def clip_of(calls: Sequence[ClipCall], measured: Rows | None) -> Clip | None:
     """All clipping of a step as one `Clip`; None when there was none.
 
     Calls on the same parameters follow each other: before is the first's, after the last's.
@@ -59,7 +66,7 @@ def clip_of(
     """
     if not calls:
         return None
-    clips = [_one(clip, arrays, measured) for clip in calls]
+    clips = [_one(clip, measured) for clip in calls]
     if len(clips) == 1:
         return clips[0]
     groups: list[tuple[set[int], float, float]] = []
@@ -85,10 +92,10 @@ def clip_of(
     )
 
 
-def _one(call: RawClip, arrays: Sequence[Array], measured: _Rows | None) -> Clip:
-    threshold = number(call.threshold, arrays)
+def _one(call: ClipCall, measured: Rows | None) -> Clip:
+    threshold = known(call.threshold)
     if call.norm is not None:
-        before = float(arrays[call.norm].reshape(-1)[0])
+        before = call.norm.number
         coefficient = min(threshold / (before + _EPSILON), 1.0) if before == before else math.nan
         return Clip(
             kind=call.kind,
@@ -98,7 +105,7 @@ def _one(call: RawClip, arrays: Sequence[Array], measured: _Rows | None) -> Clip
             coefficient=coefficient,
             clipped=not coefficient >= 1.0,
         )
-    raw_rows, rows = _pair(call, arrays, measured)
+    raw_rows, rows = _pair(call, measured)
     if raw_rows is None or rows is None:
         return Clip(call.kind, threshold, math.nan, math.nan, math.nan, clipped=True)
     before, after = l2(raw_rows), l2(rows)
@@ -114,7 +121,7 @@ def _one(call: RawClip, arrays: Sequence[Array], measured: _Rows | None) -> Clip
         norm_after=after,
         coefficient=after / before if clipped and before else 1.0,
         clipped=clipped,
-        cosine=math.nan if call.cosine is None else float(arrays[call.cosine].reshape(-1)[0]),
+        cosine=math.nan if call.cosine is None else call.cosine.number,
     )
 
 
@@ -140,12 +147,10 @@ def infer(before: Array, after: Array) -> tuple[ClipKind, float]:
     return "custom", math.nan
 
 
-def _pair(
-    call: RawClip, arrays: Sequence[Array], measured: _Rows | None
-) -> tuple[Array | None, Array | None]:
+def _pair(call: ClipCall, measured: Rows | None) -> tuple[Array | None, Array | None]:
     """Rows before and after, of the layers that have both."""
     if measured is None or not call.after:
         return None, None
-    positions, rows = rows_of(call.after, arrays)
+    positions, rows = rows_of(call.after)
     _, ours, theirs = np.intersect1d(measured[0], positions, return_indices=True)
     return measured[1][ours], rows[theirs]

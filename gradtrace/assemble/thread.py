@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gradtrace.assemble.assembler import Assembler
 from gradtrace.guard import Guard
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import LateLog, RawStep
+from gradtrace.handover.step import LateLog, Step
 from gradtrace.records import Event, Record, StepRecord
 
 POLL = 0.2
@@ -42,12 +41,13 @@ class Background:
 
     A sink gets each record followed by the events it caused. Errors of a stage are held back by
     `guard` and cost the record they concern, nothing else. `tick` is called each TICK seconds, also
-    while nothing arrives. `scores` gives those of the record the detectors have just seen.
+    while nothing arrives. `scores` gives those of the record the detectors have just seen, `news`
+    the events that no detector found (notes) and that are not on their way yet.
     """
 
     def __init__(
         self,
-        handoff: Handoff[RawStep | LateLog],
+        handoff: Handoff[Step | LateLog],
         detectors: Sequence[Detector],
         sinks: Sequence[Sink],
         guard: Guard,
@@ -55,6 +55,7 @@ class Background:
         name: str,
         tick: Callable[[], None] = lambda: None,
         scores: Callable[[], Mapping[str, float]] = dict,
+        news: Callable[[], Sequence[Event]] = tuple,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handoff = handoff
@@ -63,12 +64,12 @@ class Background:
         self._guard = guard
         self._tick = tick
         self._scores = scores
+        self._news = news
         self._clock = clock
         self._ticked = clock()
         self._assembler = Assembler(guard.failed)
         self._held: tuple[StepRecord, float] | None = None
         self._carried: dict[str, float] = {}
-        self._notes: deque[Event] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._turns = 0
@@ -78,10 +79,6 @@ class Background:
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
-
-    def tell(self, event: Event) -> None:
-        """Sends an event that no detector found (a note) on its way; any thread."""
-        self._notes.append(event)
 
     def flush(self, deadline: float) -> bool:
         """Waits until everything handed over so far has reached the sinks; False at the deadline.
@@ -138,12 +135,12 @@ class Background:
         items = self._handoff.take(AT_ONCE)
         while self._handoff.failures:
             self._guard.failed("the reading of a step", self._handoff.failures.popleft())
-        for item, arrays in items:
+        for item in items:
             try:
                 if isinstance(item, LateLog):
-                    self._log_late(self._assembler.late(item, arrays))
+                    self._log_late(self._assembler.late(item))
                     continue
-                record = self._assembler.record(item, arrays)
+                record = self._assembler.record(item)
                 if self._carried:
                     record = _with_logged(record, self._carried)
                     self._carried = {}
@@ -153,8 +150,7 @@ class Background:
                 self._guard.failed("the assembly of a step", error)
         if self._held is not None and (final or self._clock() - self._held[1] >= LATE):
             self._let_go(out)
-        while self._notes:
-            out.append(self._notes.popleft())
+        out.extend(self._news())
         self._send(out)
         if final or self._clock() - self._ticked >= TICK:
             self._ticked = self._clock()

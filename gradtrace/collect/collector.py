@@ -1,6 +1,6 @@
-"""The training thread's side of a trace: what taps report becomes one sealed step after another.
+"""The training thread's side of a trace: what taps report becomes one step after another.
 
-Taps call the methods here with what they saw; the collector reads gradients, weights and updates
+Taps call the methods here with what they saw; the collector has gradients, weights and updates read
 at the right moments and hands each finished step over. It never waits and never reads a value.
 """
 
@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradtrace.collect.clipping import Clipping
+from gradtrace.collect.measuring import Guarded, Measuring, Note
 from gradtrace.collect.optimizers import Owners, Rounds
+from gradtrace.collect.schedule import Schedule
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import Batch, ClipCall, LateLog, OpenStep, RawStep
-from gradtrace.measure.flat import local
+from gradtrace.handover.step import Batch, ClipCall, LateLog, Step
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
+from gradtrace.measure.reading import Pending, pending
 from gradtrace.measure.rows import Positions
-from gradtrace.measure.updates import Snapshot
-from gradtrace.sampling import Due, Sampling
-
-MOST_WAITING = 64 << 20
-"""Bytes that may wait for the background thread before histograms are left out."""
+from gradtrace.sampling import Due
 
 
 def _unguarded(source: str, function: Callable[..., None]) -> Callable[..., None]:
@@ -34,7 +32,7 @@ def _unguarded(source: str, function: Callable[..., None]) -> Callable[..., None
 
 
 class Collector:
-    """One trace's open step. All methods run in the training thread unless they say otherwise.
+    """One trace's open step. All methods run in the training thread.
 
     `overhead` tells the seconds spent so far, `note` is told what could not be observed, `guarded`
     holds back the errors of what shall cost nothing else.
@@ -43,48 +41,44 @@ class Collector:
     def __init__(
         self,
         parameters: Parameters,
-        sampling: Sampling,
-        handoff: Handoff[RawStep | LateLog],
+        schedule: Schedule,
+        handoff: Handoff[Step | LateLog],
         *,
         rank: int,
         overhead: Callable[[], float],
-        note: Callable[[str, str], None],
-        guarded: Callable[[str, Callable[..., None]], Callable[..., None]] = _unguarded,
+        note: Note,
+        guarded: Guarded = _unguarded,
     ) -> None:
         self._parameters = parameters
-        self._sampling = sampling
+        self._schedule = schedule
         self._handoff = handoff
         self._rank = rank
         self._overhead = overhead
-        self._note = note
         self._spent = overhead()
-        # What they cannot measure shall cost nothing but themselves.
-        self._count = guarded("the histograms", self._count_now)
         self._reader = GradientReader(parameters)
+        self._clipping = Clipping(parameters, self._reader, note)
+        self._measuring = Measuring(
+            parameters,
+            self._reader,
+            handoff,
+            every=schedule.sampling.histograms,
+            note=note,
+            guarded=guarded,
+        )
         self._rounds = Rounds()
         self._owners = Owners(parameters)
-        self._step = 0
-        self._waiting: OpenStep | None = None
-        self._snapshots: dict[int, Snapshot] = {}
+        self._waiting: Step | None = None
         self._manual = False
-        self._changes_unannounced = False
         self._stepped_in_backward = False
-        # A clip announces that gradients change; until the next backward no change is news.
-        self._clipped = False
-        self._clips_values = False
-        self._before_values: list[Tensor | None] | None = None
-        # Gradients that a backward wrote and no step has used.
-        self._written: set[int] = set()
         self._scaler_steps = 0
         self._shown: tuple[bytes, Positions] = (b"", np.empty(0, dtype=np.intp))
         self._on_open: list[Callable[[Due], None]] = []
         self.module_names: list[str] = []
         self._modules: tuple[str, ...] = ()
-        self.burst_until = -1
         self.backwards = self.others = 0
         """Backwards that reached watched parameters, and those that did not."""
         self._readable = all(p.device.type != "meta" for p in parameters.tensors)
-        self._open_part(0)
+        self._begin(0)
 
     # -- the open step ---
 
@@ -93,30 +87,28 @@ class Collector:
         self._on_open.append(callback)
         callback(self.open.due)
 
-    def _open_part(self, step: int) -> None:
-        due = self._sampling.due(step, self.burst_until)
+    def _begin(self, step: int) -> None:
+        due = self._schedule.due(step)
         if self._waiting is not None and self._waiting.due.histograms:
-            # The part may be of the step before, and a step has all of its histograms or none.
+            # The piece may be of the step before, and a step has all of its histograms or none.
             due = due._replace(gradients=True, histograms=True)
-        self.open = OpenStep(due)
+        self.open = Step(due)
         self.activations = self._parameters.accumulator()
-        self.signals = self._parameters.accumulator()
+        self.output_gradients = self._parameters.accumulator()
         self._loose = self._parameters.accumulator()
         for callback in self._on_open:
-            callback(self.open.due)
+            callback(due)
 
-    def burst(self, steps: int) -> None:
-        """Has the next `steps` steps measure everything. Background thread."""
-        self.burst_until = max(self.burst_until, self._step + steps + 1)
+    def _read(self, positions: Iterable[int]) -> None:
+        self._measuring.gradients(self.open, tuple(positions), self._waiting)
 
     @property
     def _eager(self) -> bool:
         # The first steps find out whether the loop changes gradients with code of its own.
-        return (
-            self._changes_unannounced or self._manual or self._step < max(2, self._sampling.first)
-        ) and self.open.due.gradients
+        unusual = self._clipping.changes_unannounced or self._manual
+        return (unusual or self._schedule.beginning) and self.open.due.gradients
 
-    # -- batches, losses, values -------------------------------------------------------------------
+    # -- batches, losses, values ---
 
     def batch(self, batch: Batch) -> None:
         """A batch was delivered to the loop."""
@@ -125,12 +117,13 @@ class Collector:
     def log(self, values: Mapping[str, float | Tensor]) -> None:
         """Values the user logs: they belong to the step that is open, or has just ended."""
         if self._waiting is not None and not self.open:
-            self._waiting.logged |= values
-        elif self.open or self.open.batches or self._step == 0:
-            self.open.logged |= values
+            logged = self._waiting.logged
+        elif self.open or self.open.batches or self._schedule.step == 0:
+            logged = self.open.logged
         else:
-            tensors = [v for v in values.values() if isinstance(v, Tensor)]
-            self._handoff.put(LateLog.of(values), tensors)
+            self._handoff.put(LateLog.of(values))
+            return
+        logged |= {name: pending(value) for name, value in values.items()}
 
     def before_backward(self) -> list[tuple[int, int] | None]:
         """A backward begins; the result is for `after_backward`."""
@@ -145,21 +138,19 @@ class Collector:
             self.others += 1
             return  # another model's
         self.backwards += 1
-        self._clipped = False
-        self._written.update(written)
-        if loss is not None:
-            self.open.losses.append(loss)
+        self._clipping.written(written)
+        self.open.add_part(loss)
         if scale is not None:
             self.open.scale = scale
             self._reader.scaled(written)
         if self._stepped_in_backward:
             self._stepped_in_backward = False
-            self._end_part(complete=True)
+            self._end(complete=True)
             return
         if self._eager:
-            self._read_gradients(written)
+            self._read(written)
         if self._manual and self.open.due.updates:
-            self._before_update(-1, written)
+            self._measuring.before_update(self.open, -1, written)
 
     # -- clipping ---
 
@@ -167,64 +158,18 @@ class Collector:
         """A clipping call begins on these parameters; the watched ones among them, by position."""
         given = list(parameters)
         positions = self._parameters.positions(given)
-        self._remark(given, positions)
+        self._clipping.remark(self.open, given, positions, first=self._schedule.step == 0)
         if positions and self.open.due.gradients:
-            if not self._clipped:
-                self._watch_changes(positions)
-            self._read_gradients(positions)
-        if self._clips_values and self.open.due.updates:
-            self._before_values = self._parameters.copy_gradients(positions)
+            self._clipping.watch_changes(self.open, positions)
+            self._read(positions)
+        self._clipping.before(self.open, positions)
         return positions
-
-    def _remark(self, given: Sequence[object], positions: Sequence[int]) -> None:
-        """Notes what is odd about a clipping call that begins."""
-        remarks = self.open.remarks
-        tensors = self._parameters.tensors
-        if not given or (positions and all(tensors[i].grad is None for i in positions)):
-            # An iterator that was used up before is an empty list by now.
-            remarks.add("no gradients")
-            return
-        if positions and self._step and self._written.isdisjoint(positions):
-            remarks.add("after the step")
-        if self._reader.is_scaled(positions):
-            remarks.add("still scaled")
-        mine = set(positions)
-        if any(not call.inferred and mine.intersection(call.positions) for call in self.open.clips):
-            remarks.add("twice")
 
     def after_clip(self, call: ClipCall) -> None:
         """A clipping call returned."""
-        if call.kind == "value":
-            self._clips_values = True
-            if self.open.due.gradients:
-                call.after, _ = self._reader.read_again(
-                    call.positions, full=False, scale=self.open.scale
-                )
-            if self._before_values is not None:
-                call.cosine = self._parameters.cosine(call.positions, self._before_values)
-                self._before_values = None
-        self.open.clips.append(call)
-        self._clipped = True
+        self._clipping.after(self.open, call)
 
-    def _watch_changes(self, positions: Sequence[int]) -> None:
-        """Looks for a change of gradients that nobody announced."""
-        touched = self._reader.touched(positions)
-        if not touched:
-            return
-        if self._reader.is_fresh(touched):
-            after, present = self._reader.read_again(positions, full=False, scale=self.open.scale)
-            self.open.clips.append(ClipCall("custom", tuple(present), after=after, inferred=True))
-        else:
-            self._note(
-                "clipping",
-                "gradients were changed between backward and the optimizer step by code other "
-                "than torch.nn.utils.clip_grad_*; this step shows them after that change, later "
-                "steps are read right after each backward",
-            )
-        self._changes_unannounced = True
-        self._reader.settle()
-
-    # -- AMP ---------------------------------------------------------------------------------------
+    # -- AMP ---
 
     def unscaled(self, optimizer: Optimizer, scale: Tensor | None) -> None:
         """`GradScaler.unscale_` returned: the gradients are what they are, bad values included."""
@@ -234,7 +179,7 @@ class Collector:
         self._reader.unscaled(positions)
         self.open.scale = scale
         if self.open.due.gradients:
-            self._read_gradients(positions)
+            self._read(positions)
         self._reader.settle()
 
     def before_scaler_step(self, optimizer: Optimizer, scale: Tensor | None) -> bool:
@@ -243,8 +188,8 @@ class Collector:
         if not positions:
             return False
         self.open.scale = scale
-        if self.open.due.gradients and not self._clipped:
-            self._watch_changes(positions)
+        if self.open.due.gradients:
+            self._clipping.watch_changes(self.open, positions)
         self._scaler_steps += 1
         return True
 
@@ -255,7 +200,7 @@ class Collector:
             self._join_round(optimizer)
             self.open.skipped = True
             self._stepped(optimizer)
-            self._end_part()
+            self._end()
 
     # -- optimizer steps ---
 
@@ -268,31 +213,32 @@ class Collector:
         due = self.open.due
         if due.gradients:
             if in_backward:
-                self._read_loose(positions)
+                self._measuring.loose(self.open, positions, self._loose, self._waiting)
             elif not closure:
-                if not self._scaler_steps and not self._clipped:
-                    self._watch_changes(positions)
-                self._read_gradients(positions + self._owners.nobodys())
+                if not self._scaler_steps:
+                    self._clipping.watch_changes(self.open, positions)
+                self._read(positions + self._owners.nobodys())
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):
-            self.open.found_inf.append(found_inf.detach().clone())
+            self.open.found_inf.append(Pending(found_inf.detach().clone()))
         if due.updates and not in_backward:
-            self._before_update(id(optimizer), positions)
+            self._measuring.before_update(self.open, id(optimizer), positions)
         return True
 
     def after_step(self, optimizer: Optimizer, *, closure: bool, in_backward: bool) -> None:
         """The outermost `step` of an optimizer returned."""
-        if not self._owners.positions_of(optimizer):
+        positions = self._owners.positions_of(optimizer)
+        if not positions:
             return
         if closure and self.open.due.gradients:
-            self._read_gradients(self._owners.positions_of(optimizer))
-        self._after_update(id(optimizer))
-        self._written.difference_update(self._owners.positions_of(optimizer))
+            self._read(positions)
+        self._measuring.after_update(self.open, id(optimizer))
+        self._clipping.used(positions)
         self._stepped(optimizer)
         if in_backward:
             self._stepped_in_backward = True
         else:
-            self._end_part()
+            self._end()
 
     def mark(self) -> None:
         """The user closes a step by hand; nothing happens when nothing happened."""
@@ -304,17 +250,17 @@ class Collector:
         if not self.open.stepped:
             self._manual = True
             if self.open.due.gradients and not any(t == "gradients" for t, _ in self.open.tables):
-                self._read_gradients(range(len(self._parameters.tensors)))
-            self._after_update(-1)
+                self._read(range(len(self._parameters.tensors)))
+            self._measuring.after_update(self.open, -1)
             self.open.ended = time.time()
-        self._end_part(complete=True)
+        self._end(complete=True)
 
     def finish(self) -> None:
         """Seals what is still open at the end of the trace, if an optimizer has stepped in it."""
         if self._waiting is not None:
             self._seal(self._waiting)
             self._waiting = None
-        self._snapshots.clear()
+        self._measuring.forget()
 
     def _join_round(self, optimizer: Optimizer) -> None:
         waiting = self._waiting
@@ -330,120 +276,68 @@ class Collector:
     def _stepped(self, optimizer: Optimizer) -> None:
         for group in optimizer.param_groups:
             lr = group.get("lr", float("nan"))
-            self.open.lr.append(lr.detach().clone() if isinstance(lr, Tensor) else lr)
+            self.open.lr.append(pending(lr.detach().clone() if isinstance(lr, Tensor) else lr))
         self.open.stepped.append(weakref.ref(optimizer))
         self.open.ended = time.time()
 
-    def _end_part(self, *, complete: bool = False) -> None:
-        part = self.open
+    def _end(self, *, complete: bool = False) -> None:
+        """A piece of a step ends, and the step with it if nothing more of it is expected."""
+        piece = self.open
         for table, accumulator in (
             ("activations", self.activations),
-            ("signals", self.signals),
+            ("output_gradients", self.output_gradients),
             ("gradients", self._loose),
         ):
             if accumulator:
-                part.tables.append((table, [accumulator.reading()]))
+                piece.tables.append((table, [accumulator.reading()]))
         self._reader.next_step()
-        if complete or self._rounds.complete(part.stepped) or self._moved_all(part):
-            self._seal(part)
-            self._open_part(self._step)
+        if complete or self._rounds.complete(piece.stepped) or self._moved_all(piece):
+            self._seal(piece)
+            self._begin(self._schedule.step)
         else:
-            self._waiting = part
-            self._open_part(self._step + 1)
+            self._waiting = piece
+            self._begin(self._schedule.step + 1)
 
-    def _moved_all(self, part: OpenStep) -> bool:
+    def _moved_all(self, piece: Step) -> bool:
         """Whether, in the first round, the optimizers that stepped hold all trained parameters."""
         if self._rounds.known:
             return False
         moved: set[int] = set()
-        for ref in part.stepped:
+        for ref in piece.stepped:
             optimizer = ref()
             if optimizer is not None:
                 moved.update(self._owners.positions_of(optimizer))
-        return moved.issuperset(self._take_part().tolist())
+        return moved.issuperset(self._trained().tolist())
 
-    def _seal(self, part: OpenStep) -> None:
-        self._rounds.closed(part.stepped)
+    def _seal(self, step: Step) -> None:
+        """Writes down what only the end of a step tells, and hands it over."""
+        self._rounds.closed(step.stepped)
         spent = self._overhead()
-        facts = {
-            "names": {"gradients": self._parameters.names, "modules": self._module_tuple()},
-            "shown": self._take_part(),
-            "readable": self._readable,
-            "overhead": spent - self._spent,
-            "rank": self._rank,
-        }
-        raw, tensors = part.sealed(self._step, **facts)
-        if part.histograms and not self._handoff.fits(tensors):
-            self._leave_out()
-            part.histograms = []
-            raw, tensors = part.sealed(self._step, **facts)
+        step.number = self._schedule.step
+        step.rank = self._rank
+        step.ended = step.ended or time.time()
+        step.names = self._parameters.names
+        step.modules = self._module_tuple()
+        step.shown = self._trained()
+        step.readable = self._readable
+        step.overhead = spent - self._spent
+        if step.scale is not None:
+            step.divisor, step.scale = Pending(step.scale), None
+        if step.histograms and not self._handoff.fits(step):
+            self._measuring.left_out()
+            step.histograms = []
         self._spent = spent
-        self._step += 1
-        self._handoff.put(raw, tensors)
+        self._schedule.step += 1
+        self._handoff.put(step)
 
     def _module_tuple(self) -> tuple[str, ...]:
         if len(self._modules) != len(self.module_names):
             self._modules = tuple(self.module_names)
         return self._modules
 
-    def _take_part(self) -> Positions:
+    def _trained(self) -> Positions:
         """The positions of parameters that are trained: a row each, also while unmeasured."""
         mask = bytes([p.requires_grad or p.grad is not None for p in self._parameters.tensors])
         if mask != self._shown[0]:
             self._shown = (mask, np.flatnonzero(np.frombuffer(mask, dtype=np.uint8)))
         return self._shown[1]
-
-    # -- measuring ---
-
-    def _read_gradients(self, positions: Sequence[int]) -> None:
-        scale = self.open.scale
-        readings, read = self._reader.read(positions, full=self.open.due.full, scale=scale)
-        if readings:
-            self.open.tables.append(("gradients", readings))
-        if read and self._is_counting():
-            self._count(read, scale)
-
-    def _count_now(self, positions: Sequence[int], scale: Tensor | None) -> None:
-        self.open.count(positions, self._reader.histograms(positions, scale=scale))
-
-    def _is_counting(self) -> bool:
-        """Whether this step has histograms: all of its layers or none.
-
-        They are large, and left out while much waits for the background thread.
-        """
-        open_ = self.open
-        if open_.counting is None and self._waiting is not None:
-            open_.counting = self._waiting.counting  # the present part may be of the same step
-        if open_.counting is None and open_.due.histograms:
-            open_.counting = self._handoff.waiting_bytes < MOST_WAITING
-            if not open_.counting:
-                self._leave_out()
-        return bool(open_.counting)
-
-    def _leave_out(self) -> None:
-        self._note(
-            "histograms",
-            "some steps are without histograms, for too many of them were waiting to be stored: "
-            f"Sampling(histograms={self._sampling.histograms}) asks for one each "
-            f"{self._sampling.histograms} steps; ask for fewer",
-        )
-
-    def _read_loose(self, positions: Sequence[int]) -> None:
-        with torch.no_grad():
-            for i in positions:
-                grad = self._parameters.tensors[i].grad
-                if grad is not None:
-                    self._loose.add(i, grad)
-        if self._is_counting():
-            self._count(positions, None)
-
-    def _before_update(self, key: int, positions: Sequence[int]) -> None:
-        weights = [local(self._parameters.tensors[i].detach()) for i in positions]
-        readings = self._parameters.read(positions, weights, full=True)
-        self.open.tables.append(("weights", readings))
-        self._snapshots[key] = Snapshot(self._parameters, positions)
-
-    def _after_update(self, key: int) -> None:
-        snapshot = self._snapshots.pop(key, None)
-        if snapshot is not None:
-            self.open.tables.append(("updates", snapshot.read()))

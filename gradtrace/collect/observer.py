@@ -1,9 +1,7 @@
-"""Connects the taps to a trace's collector: every observer method, guarded and timed."""
+"""The observer of all taps on behalf of one trace: every method guarded and timed."""
 
 from __future__ import annotations
 
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -12,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gradtrace.collect.amp import LossScales
+from gradtrace.collect.batches import Batches
 from gradtrace.collect.collector import Collector
-from gradtrace.collect.sample_ids import SampleIds
 from gradtrace.guard import Guard
-from gradtrace.handover.step import Batch, ClipCall
+from gradtrace.handover.step import ClipCall
 from gradtrace.measure.parameters import qualified
+from gradtrace.measure.reading import Pending, pending
 from gradtrace.sampling import Due, Sampling
 from gradtrace.taps import backward, clipping, loaders, modules, optimizers, scaler
 from gradtrace.taps.patches import Target, registry
@@ -24,8 +24,8 @@ from gradtrace.taps.patches import Target, registry
 Note = Callable[[str, str], None]
 
 
-class Watch:
-    """The observer of all taps on behalf of one trace."""
+class Observer:
+    """Installs the taps, and tells the collector what they see."""
 
     def __init__(
         self,
@@ -40,11 +40,8 @@ class Watch:
         self._models = models
         self._guard = guard
         self._note = note
-        self._sample_ids = None if sample_ids is None else SampleIds(sample_ids, note)
-        self._batches = 0
-        self._epochs: dict[int, int] = {}
-        self._scaled: deque[tuple[weakref.ref[Tensor], Tensor, Any]] = deque(maxlen=64)
-        self._unclaimed_scaler: Any = None
+        self._batches = Batches(sample_ids, note)
+        self._losses = LossScales()
         self._fired_inside_scaler = False
         names = modules.module_names(models, qualified, sampling.selects)
         self._modules = modules.ModuleTap(names, collector, guard.wrap)
@@ -56,10 +53,11 @@ class Watch:
         self.after_value_clip = wrap("the clipping tap", self._after_value_clip)
         self.before_step = wrap("the optimizer tap", self._before_step)
         self.after_step = wrap("the optimizer tap", self._after_step)
-        self.scaled = wrap("the scaler tap", self._record_scaled)
+        self.scaled = wrap("the scaler tap", self._losses.scaled)
         self.unscaled = wrap("the scaler tap", self._unscaled)
         self.before_scaler_step = wrap("the scaler tap", self._before_scaler_step)
         self.after_scaler_step = wrap("the scaler tap", self._after_scaler_step)
+        self.epoch = self._batches.epoch
         self.delivered = wrap("the loader tap", self._delivered)
 
     def attach(self, stack: ExitStack, loaders_: Sequence[DataLoader[Any]]) -> None:
@@ -75,8 +73,8 @@ class Watch:
         if modules.compiled_regions(self._models):
             self._note(
                 "activations",
-                "activations and signals inside compiled regions are not observed: the compiler "
-                "drops the hooks; gradients, weights and updates are",
+                "activations and output gradients inside compiled regions are not observed: the "
+                "compiler drops the hooks; gradients, weights and updates are",
             )
         self._collector.on_open(self._arm)
         for loader in loaders_:
@@ -111,7 +109,7 @@ class Watch:
     @property
     def delivered_batches(self) -> int:
         """How many batches the loop has got."""
-        return self._batches
+        return self._batches.count
 
     def forward_order(self) -> Mapping[str, int]:
         """The rank of each module in the order of first execution, as far as it is known."""
@@ -144,20 +142,9 @@ class Watch:
         return self._collector.before_backward()
 
     def _after_backward(self, outputs: tuple[Tensor, ...], token: Any) -> None:
-        if token is None:
-            return
-        scaler_used, self._unclaimed_scaler = self._unclaimed_scaler, None
-        loss = None
-        if len(outputs) == 1:
-            for ref, raw, by in self._scaled:
-                if ref() is outputs[0]:
-                    loss, scaler_used = raw, by
-        scale = None if scaler_used is None else scaler.loss_scale(scaler_used)
-        if loss is None:
-            loss = backward.loss_of(outputs)
-            if loss is not None and scale is not None:
-                loss = loss / scale  # a scaled loss that was changed further
-        self._collector.after_backward(token, loss, scale)
+        if token is not None:
+            loss, scale = self._losses.loss(outputs)
+            self._collector.after_backward(token, loss, scale)
 
     # -- clipping ---
 
@@ -165,14 +152,13 @@ class Watch:
         if token:
             if hasattr(total_norm, "to_local"):
                 total_norm = total_norm.to_local()  # replicated: no collective
-            threshold = max_norm.detach().clone() if isinstance(max_norm, Tensor) else max_norm
-            norm = total_norm.detach().clone()
-            self._collector.after_clip(ClipCall("norm", token, threshold, norm, float(order)))
+            norm = Pending(total_norm.detach().clone())
+            limit = pending(_kept(max_norm))
+            self._collector.after_clip(ClipCall("norm", token, limit, norm, float(order)))
 
     def _after_value_clip(self, token: Any, clip_value: Any) -> None:
         if token:
-            value = clip_value.detach().clone() if isinstance(clip_value, Tensor) else clip_value
-            self._collector.after_clip(ClipCall("value", token, value))
+            self._collector.after_clip(ClipCall("value", token, pending(_kept(clip_value))))
 
     # -- optimizer and scaler ---
 
@@ -182,11 +168,6 @@ class Watch:
 
     def _after_step(self, optimizer: Any, closure: bool, inside: bool) -> None:
         self._collector.after_step(optimizer, closure=closure, in_backward=inside)
-
-    def _record_scaled(self, raw: Any, scaled: Any, by: Any) -> None:
-        self._unclaimed_scaler = by
-        if isinstance(raw, Tensor) and isinstance(scaled, Tensor) and raw.dim() == 0:
-            self._scaled.append((weakref.ref(scaled), raw.detach().clone(), by))
 
     def _unscaled(self, by: Any, optimizer: Any) -> None:
         self._collector.unscaled(optimizer, scaler.loss_scale(by))
@@ -202,21 +183,10 @@ class Watch:
 
     # -- batches ---
 
-    def epoch(self, loader: Any) -> int:
-        """The number of iterations over this loader before the one that begins."""
-        number = self._epochs.get(id(loader), 0)
-        self._epochs[id(loader)] = number + 1
-        return number
-
     def _delivered(self, epoch: int, batch_index: int, indices: Any, data: Any) -> None:
-        ids: Any = None
-        if self._sample_ids is not None:
-            ids = self._sample_ids.of(data)
-        elif isinstance(indices, (list, tuple)):
-            ids = tuple(indices)
-            if ids and ids[0] is None:
-                ids = None  # an iterable dataset draws no indices
-        elif indices is not None:
-            ids = (indices,)
-        self._collector.batch(Batch(epoch, batch_index, self._batches, ids))
-        self._batches += 1
+        self._collector.batch(self._batches.delivered(epoch, batch_index, indices, data))
+
+
+def _kept(limit: Any) -> Any:
+    """A copy of what may change later."""
+    return limit.detach().clone() if isinstance(limit, Tensor) else limit

@@ -1,51 +1,69 @@
 """From the training thread to the background thread, without waiting for a device.
 
 CPU results are finished when they exist: they are passed on as they are. Results on an
-accelerator are packed into one vector and copied, without blocking, into pinned memory; a sequence
-number follows on the same stream, so a number that has arrived means the values before it have
-too. The reader polls that number in memory and never calls the device: an event query from another
-thread would break a CUDA graph capture. Values that no thread can read (the meta device) arrive as
-NaN. A full lane drops the step and counts it.
+accelerator travel through a `Ring`. Values that no thread can read (the meta device) arrive as NaN.
+A full lane drops the item and counts it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gradtrace.handover.ring import CAPACITY, Ring
+from gradtrace.measure.reading import Pending
 from gradtrace.records import Array
 
-T = TypeVar("T")
+
+class Carried(Protocol):
+    """What can be handed over."""
+
+    def cells(self) -> Iterable[Pending]:
+        """The values that have to arrive, each once."""
+
+
+T = TypeVar("T", bound=Carried)
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """Values that a ring carries; `cells` is empty once they have arrived."""
+
+    ring: Ring
+    number: tuple[int, int, int]
+    shapes: list[torch.Size]
+    cells: list[Pending]
+
+    def collect(self) -> bool:
+        """Whether the values are here; fills their cells."""
+        if self.cells:
+            values = self.ring.take(self.number, self.shapes)
+            if values is None:
+                return False
+            for cell, value in zip(self.cells, values, strict=True):
+                cell.arrived(value)
+            self.cells = []
+        return True
 
 
 @dataclass(slots=True)
 class _Parcel(Generic[T]):
     item: T
-    tensors: list[Tensor | None]
-    """None where a ring carries the value."""
+    here: list[Pending]
+    """Cells whose tensors the background thread may read itself."""
     tickets: list[_Ticket]
     nbytes: int = 0
     dropped: bool = False
 
 
-@dataclass(slots=True)
-class _Ticket:
-    ring: Ring
-    number: tuple[int, int, int]
-    places: list[int]
-    shapes: list[torch.Size]
-    values: list[Array] | None = None
-
-
 class Handoff(Generic[T]):
-    """A queue of items and their tensors' values; `put` in the training thread, `take` elsewhere.
+    """A queue of items; `put` in the training thread, `take` elsewhere, with their cells filled.
 
     At most `capacity` items wait; more are dropped and counted in `dropped`. `reserve` is how many
     values an accelerator's ring has room for at least. `failures` are errors met while reading
@@ -70,11 +88,12 @@ class Handoff(Generic[T]):
         """What the values of all waiting items take. Any thread."""
         return self._bytes_put - self._bytes_taken
 
-    def fits(self, tensors: Sequence[Tensor]) -> bool:
+    def fits(self, item: T) -> bool:
         """Whether rings have room for these values now. Training thread."""
         sizes: dict[torch.device, int] = {}
-        for tensor in tensors:
-            if tensor.device.type not in ("cpu", "meta"):
+        for cell in item.cells():
+            tensor = cell.tensor
+            if tensor is not None and _is_far(tensor):
                 sizes[tensor.device] = sizes.get(tensor.device, 0) + tensor.numel()
         return all(self._ring(device, n).start_of(n) is not None for device, n in sizes.items())
 
@@ -89,62 +108,77 @@ class Handoff(Generic[T]):
     def __len__(self) -> int:
         return len(self._queue)
 
-    def put(self, item: T, tensors: Sequence[Tensor]) -> bool:
+    def put(self, item: T) -> bool:
         """Hands over an item; False when it was dropped. Never waits."""
         if len(self._queue) >= self._capacity:
             self.dropped += 1
             return False
-        parcel = _Parcel(item, list(tensors), [])
-        elsewhere: dict[torch.device, list[int]] = {}
-        for i, tensor in enumerate(tensors):
-            if tensor.device.type not in ("cpu", "meta"):
-                elsewhere.setdefault(tensor.device, []).append(i)
-        for device, places in elsewhere.items():
-            ring = self._ring(device, sum([tensors[i].numel() for i in places]))
-            number = ring.put([tensors[i] for i in places])
-            if number is None:
-                # What other devices' rings took must still be taken out of them.
-                parcel.dropped = True
-                self.dropped += 1
+        parcel = _Parcel(item, [], [])
+        far: dict[torch.device, tuple[list[Pending], list[Tensor]]] = {}
+        for cell in item.cells():
+            tensor = cell.tensor
+            if tensor is None:
+                continue
+            parcel.nbytes += tensor.nbytes
+            if _is_far(tensor):
+                cells, tensors = far.setdefault(tensor.device, ([], []))
+                cells.append(cell)
+                tensors.append(tensor)
+            else:
+                parcel.here.append(cell)
+        for device, (cells, tensors) in far.items():
+            if not self._send(parcel, device, cells, tensors):
                 break
-            parcel.tickets.append(_Ticket(ring, number, places, [tensors[i].shape for i in places]))
-            for i in places:
-                parcel.tensors[i] = None
-        parcel.nbytes = sum([tensor.nbytes for tensor in tensors])
         self._bytes_put += parcel.nbytes
         self._queue.append(parcel)
         return not parcel.dropped
 
-    def take(self, limit: int = 256) -> list[tuple[T, list[Array]]]:
+    def _send(
+        self,
+        parcel: _Parcel[T],
+        device: torch.device,
+        cells: list[Pending],
+        tensors: Sequence[Tensor],
+    ) -> bool:
+        """Starts the copies from one device; False where they have no room."""
+        ring = self._ring(device, sum([tensor.numel() for tensor in tensors]))
+        number = ring.put(tensors)
+        if number is None:
+            # What other devices' rings took must still be taken out of them.
+            parcel.dropped = True
+            self.dropped += 1
+            return False
+        parcel.tickets.append(_Ticket(ring, number, [t.shape for t in tensors], cells))
+        for cell in cells:
+            cell.tensor = None
+        return True
+
+    def take(self, limit: int = 256) -> list[T]:
         """The items whose values have arrived, in order; stops at the first that has not."""
-        taken: list[tuple[T, list[Array]]] = []
+        taken: list[T] = []
         while self._queue and len(taken) < limit:
             parcel = self._queue[0]
-            for ticket in parcel.tickets:
-                if ticket.values is None:
-                    ticket.values = ticket.ring.take(ticket.number, ticket.shapes)
-                    if ticket.values is None:
-                        return taken
+            if not all(ticket.collect() for ticket in parcel.tickets):
+                return taken
             self._queue.popleft()
             self._bytes_taken += parcel.nbytes
             if parcel.dropped:
                 continue
-            carried = {
-                i: value
-                for ticket in parcel.tickets
-                for i, value in zip(ticket.places, ticket.values or (), strict=True)
-            }
             try:
-                values = [
-                    carried[i] if tensor is None else _values(tensor)
-                    for i, tensor in enumerate(parcel.tensors)
-                ]
+                for cell in parcel.here:
+                    if cell.tensor is not None:
+                        cell.arrived(_values(cell.tensor))
             except Exception as error:  # a tensor of a kind that has no values to read
                 self.dropped += 1
                 self.failures.append(error)
                 continue
-            taken.append((parcel.item, values))
+            taken.append(parcel.item)
         return taken
+
+
+def _is_far(tensor: Tensor) -> bool:
+    """Whether the tensor's values can only be read by waiting for its device."""
+    return tensor.device.type not in ("cpu", "meta")
 
 
 def _values(tensor: Tensor) -> Array:

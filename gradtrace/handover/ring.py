@@ -1,4 +1,10 @@
-"""Pinned memory through which an accelerator's results travel, without anybody waiting."""
+"""Pinned memory through which an accelerator's results travel, without anybody waiting.
+
+Results are packed into one vector and copied, without blocking, into pinned memory; a sequence
+number follows on the same stream, so a number that has arrived means the values before it have
+too. The reader polls that number in memory and never calls the device: an event query from another
+thread would break a CUDA graph capture.
+"""
 
 from __future__ import annotations
 

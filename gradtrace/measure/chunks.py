@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.measure.flat import flatten, stored
+from gradtrace.measure.reading import Reading
 from gradtrace.measure.rows import (
     ABS,
     BAD,
@@ -28,7 +29,6 @@ from gradtrace.measure.rows import (
     SUM,
     N,
     Positions,
-    Reading,
 )
 from gradtrace.records import Array
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.measure.flat import flatten
+from gradtrace.measure.reading import Reading
 from gradtrace.measure.rows import (
     ABS,
     BAD,
@@ -27,7 +28,6 @@ from gradtrace.measure.rows import (
     SUM,
     N,
     Positions,
-    Reading,
 )
 from gradtrace.records import Array
 

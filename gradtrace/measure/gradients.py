@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from gradtrace.measure.parameters import Parameters
-from gradtrace.measure.rows import Reading
+from gradtrace.measure.reading import Pending, Reading
 
 
 class GradientReader:
@@ -84,8 +84,7 @@ class GradientReader:
         """Starts counting the values at `positions` by size; `scale` as in `read`."""
         scaled = [i for i in positions if i in self._scaled] if scale is not None else []
         readings = self._parameters.count_gradients(scaled)
-        for reading in readings:
-            reading.divisor = scale
+        _divide(readings, scale)
         divided = set(scaled)
         rest = [i for i in positions if i not in divided]
         return readings + self._parameters.count_gradients(rest)
@@ -98,8 +97,7 @@ class GradientReader:
         if not scaled:
             return self._parameters.read_gradients(positions, full=full)
         readings, present = self._parameters.read_gradients(scaled, full=full)
-        for reading in readings:
-            reading.divisor = scale
+        _divide(readings, scale)
         rest = [i for i in positions if i not in self._scaled]
         if rest:
             others, also = self._parameters.read_gradients(rest, full=full)
@@ -114,3 +112,10 @@ class GradientReader:
         """A step was closed: nothing measured so far belongs to the next one."""
         self._fresh.clear()
         self._scaled.clear()
+
+
+def _divide(readings: Iterable[Reading], scale: Tensor | None) -> None:
+    """Notes the loss scale that these readings' values are multiplied by."""
+    if scale is not None:
+        for reading in readings:
+            reading.divisor = Pending(scale)

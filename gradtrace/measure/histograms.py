@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gradtrace.measure.chunks import CHUNK, Scratch, is_measurable
 from gradtrace.measure.flat import flatten, stored
-from gradtrace.measure.rows import Positions, Reading
+from gradtrace.measure.reading import Reading
+from gradtrace.measure.rows import Positions
 from gradtrace.records import Array
 from gradtrace.records.histograms import BINS, OCTAVES, PARTS, SIDE
 

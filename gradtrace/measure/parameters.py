@@ -12,7 +12,7 @@ from gradtrace.measure.chunks import Accumulator, Scratch, is_measurable
 from gradtrace.measure.flat import local
 from gradtrace.measure.foreach import read_foreach
 from gradtrace.measure.histograms import read_histograms
-from gradtrace.measure.rows import Reading
+from gradtrace.measure.reading import Reading
 from gradtrace.sampling import Sampling
 
 # A loop that changes which parameters have gradients at every step must not fill the memory.

@@ -7,12 +7,9 @@ they are added up in float64 and turned into the columns of a `LayerTable`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from gradtrace.records import ACTIVATION_COLUMNS, MOMENT_COLUMNS, Array
 
@@ -25,20 +22,6 @@ _RAISED = [MAX, ABS]
 
 # Below this share of mean^2 a float64 variance from sums is rounding, not spread.
 _RESOLUTION = 1e-13
-
-
-@dataclass(slots=True)
-class Reading:
-    """Tensors still on their device, and how their values become rows.
-
-    `decode` gets the tensors' values as float64 arrays, in order, and returns the layers' positions
-    and rows [len(positions), len(ROW)]; `norm` in a row is an L2 norm. `divisor`, if any, is the
-    loss scale the values are still multiplied by.
-    """
-
-    tensors: list[torch.Tensor]
-    decode: Callable[[Sequence[Array]], tuple[Positions, Array]]
-    divisor: torch.Tensor | None = None
 
 
 def gather(positions: Positions, rows: Array) -> tuple[Positions, Array]:

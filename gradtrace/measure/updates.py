@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtrace.measure.flat import local
 from gradtrace.measure.parameters import Parameters
-from gradtrace.measure.rows import Reading
+from gradtrace.measure.reading import Reading
 
 
 class Snapshot:

@@ -1,10 +1,16 @@
-"""What a run's parameters and modules are, for `RunInfo`."""
+"""What a run is: its parameters and modules, its rank, the versions it ran with."""
 
 from __future__ import annotations
 
+import os
+import platform
+import secrets
+import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradtrace.measure.parameters import Parameters
@@ -40,3 +46,29 @@ def is_sharded(parameters: Parameters, models: Mapping[str, nn.Module]) -> bool:
         for model in models.values()
         for module in model.modules()
     )
+
+
+def new_run_name() -> str:
+    """Date, time and a short random suffix."""
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks, from torch.distributed if it is set up."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    try:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    except ValueError:
+        return 0, 1
+
+
+def versions() -> dict[str, str]:
+    """What numbers may depend on."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("gradtrace", "numpy", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -37,6 +37,8 @@ class Recent:
         self._bytes = 0
         self.count = 0
         """Steps seen in all."""
+        self.gradients = False
+        """Whether any of them had a gradient norm."""
         self.first_time: float | None = None
         self.last_time: float | None = None
 
@@ -64,6 +66,7 @@ class Recent:
             if self._with_histograms and self._with_histograms[0] is oldest:
                 self._forget_histograms()
         self.count += 1
+        self.gradients |= record.grad_norm is not None
         if self.first_time is None:
             self.first_time = record.time
         self.last_time = record.time

@@ -1,12 +1,15 @@
-"""The arguments of a trace, checked."""
+"""The arguments of a trace: their names, defaults and checks."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,96 +19,125 @@ from gradtrace.exporter import Exporter, resolve_exporters
 from gradtrace.records import Spike
 from gradtrace.runlog import check_run_name, refuse_taken
 from gradtrace.sampling import Sampling
-from gradtrace.session import options
+from gradtrace.session import checks
+from gradtrace.session.describe import new_run_name, rank_and_world
 
 OnSpike = Callable[[Spike], object]
 
+_SAMPLING = Sampling()
+_RULE = SpikeRule()
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Settings:
-    """What `gradtrace(...)` was asked for; made by `check`."""
+    """What `gradtrace(...)` was asked for, checked when it is made.
 
-    name: str
-    rank: int
-    world_size: int
-    models: Mapping[str, nn.Module]
-    exporters: Sequence[Exporter]
-    loaders: Sequence[DataLoader[Any]]
-    sample_ids: Callable[[Any], Any] | None
-    sampling: Sampling
-    spikes: SpikeRule | None
-    on_spike: tuple[OnSpike, ...]
-    directory: Path | None
-    config: Mapping[str, Any]
-    max_bytes: int
-    close_timeout: float
+    The arguments keep what was given; what follows from them stands in the fields below. Raises
+    TypeError or ValueError that says what was got, what was expected and what to do.
+    """
 
-    @classmethod
-    def check(
-        cls,
-        model: Any,
-        *,
-        exporters: Any,
-        loader: Any,
-        sample_ids: Any,
-        sampling: Any,
-        spikes: Any,
-        on_spike: Any,
-        directory: str | os.PathLike[str] | None,
-        run: str | None,
-        config: Any,
-        max_bytes: Any,
-        close_timeout: Any,
-    ) -> Settings:
-        """Raises TypeError or ValueError that says what was got, expected, and what to do."""
-        models = options.check_models(model)
-        if not isinstance(sampling, Sampling):
+    model: nn.Module | Mapping[str, nn.Module]
+    _: KW_ONLY
+    exporters: Sequence[Exporter | str] = ()
+    loader: DataLoader[Any] | Sequence[DataLoader[Any]] | None = None
+    sample_ids: Callable[[Any], Any] | None = None
+    sampling: Sampling = _SAMPLING
+    spikes: SpikeRule | None = _RULE
+    on_spike: OnSpike | Sequence[OnSpike] | None = None
+    directory: str | os.PathLike[str] | None = "gradtrace-runs"
+    run: str | None = None
+    config: Mapping[str, Any] | None = None
+    max_bytes: int = 2 << 30
+    close_timeout: float = 10.0
+
+    models: Mapping[str, nn.Module] = field(init=False)
+    """By prefix; a single one has the prefix ""."""
+    targets: Sequence[Exporter] = field(init=False)
+    """The exporters, made where they were named."""
+    loaders: Sequence[DataLoader[Any]] = field(init=False)
+    callbacks: tuple[OnSpike, ...] = field(init=False)
+    folder: Path | None = field(init=False)
+    """Where run directories go."""
+    name: str = field(init=False)
+    """The run's."""
+    rank: int = field(init=False)
+    world_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        derived: dict[str, Any] = {"models": checks.check_models(self.model)}
+        if not isinstance(self.sampling, Sampling):
             raise TypeError(
-                f"sampling is a {type(sampling).__name__}; expected gradtrace.Sampling(...)"
+                f"sampling is a {type(self.sampling).__name__}; expected gradtrace.Sampling(...)"
             )
-        if spikes is not None and not isinstance(spikes, SpikeRule):
+        if self.spikes is not None and not isinstance(self.spikes, SpikeRule):
             raise TypeError(
-                f"spikes is a {type(spikes).__name__}; expected gradtrace.SpikeRule(...), or None "
-                "to look for none"
+                f"spikes is a {type(self.spikes).__name__}; expected gradtrace.SpikeRule(...), or "
+                "None to look for none"
             )
-        callbacks: tuple[OnSpike, ...] = options.check_callbacks("on_spike", on_spike)
-        if callbacks and spikes is None:
+        derived["callbacks"] = checks.check_callbacks("on_spike", self.on_spike)
+        if derived["callbacks"] and self.spikes is None:
             raise ValueError(
                 "on_spike is given together with spikes=None, which looks for no spikes; expected "
                 "one of them: leave spikes out to have on_spike called"
             )
-        if config is not None and not isinstance(config, Mapping):
+        if self.config is not None and not isinstance(self.config, Mapping):
             raise TypeError(
-                f"config is a {type(config).__name__}; expected a mapping of hyper-parameters: "
-                "use vars(args) for an argparse namespace"
+                f"config is a {type(self.config).__name__}; expected a mapping of "
+                "hyper-parameters: use vars(args) for an argparse namespace"
             )
-        options.check_positive("max_bytes", max_bytes, "bytes")
-        options.check_positive("close_timeout", close_timeout, "seconds")
-        loaders = options.check_loaders(loader)
-        sample_ids = options.check_callable("sample_ids", sample_ids)
-        chosen = resolve_exporters(exporters)
-        where = options.check_directory(directory)
-        rank, world_size = options.rank_and_world()
-        name = options.new_run_name() if run is None else run
-        if rank and run is not None:
+        checks.check_positive("max_bytes", self.max_bytes, "bytes")
+        checks.check_positive("close_timeout", self.close_timeout, "seconds")
+        derived["loaders"] = checks.check_loaders(self.loader)
+        checks.check_callable("sample_ids", self.sample_ids)
+        derived["targets"] = resolve_exporters(self.exporters)
+        derived["folder"] = folder = checks.check_directory(self.directory)
+        derived["rank"], derived["world_size"] = rank, _ = rank_and_world()
+        name = new_run_name() if self.run is None else self.run
+        if rank and self.run is not None:
             # Every rank writes a directory of its own.
-            name = f"{run}.rank{rank}"
-        check_run_name(name)
-        if where is not None:
-            refuse_taken(where, name)
-        return cls(
-            name=name,
-            rank=rank,
-            world_size=world_size,
-            models=models,
-            exporters=chosen,
-            loaders=loaders,
-            sample_ids=sample_ids,
-            sampling=sampling,
-            spikes=spikes,
-            on_spike=callbacks,
-            directory=where,
-            config=dict(config or {}),
-            max_bytes=int(max_bytes),
-            close_timeout=float(close_timeout),
+            name = f"{self.run}.rank{rank}"
+        derived["name"] = check_run_name(name)
+        if folder is not None:
+            refuse_taken(folder, name)
+        for key, value in derived.items():
+            object.__setattr__(self, key, value)
+
+    def without_loaders(self) -> Settings:
+        """A copy that keeps no loader alive, and so none of its workers."""
+        other = copy.copy(self)
+        object.__setattr__(other, "loader", None)
+        object.__setattr__(other, "loaders", ())
+        return other
+
+
+def takes(make: Callable[P, S]) -> Callable[[Callable[[S], T]], Callable[P, T]]:
+    """Gives a function of one object the arguments of `make`, which makes that object.
+
+    So the arguments are named, typed and defaulted where they are checked, and nowhere else.
+    """
+    signature = inspect.signature(make)
+
+    def decorate(function: Callable[[S], T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def taking(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                known = ", ".join(signature.parameters)
+                raise TypeError(
+                    f"{function.__name__}(): {error}; expected the arguments {known}"
+                ) from None
+            return function(make(*args, **kwargs))
+
+        del taking.__wrapped__
+        returns = inspect.signature(function).return_annotation
+        taking.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            return_annotation=returns
         )
+        return taking
+
+    return decorate

@@ -30,7 +30,7 @@ class ModuleStore(Protocol):
     """Where measured outputs go; the accumulators are the open step's."""
 
     activations: Accumulator
-    signals: Accumulator
+    output_gradients: Accumulator
     module_names: list[str]
 
 
@@ -54,7 +54,7 @@ class ModuleTap:
         self._handle: Any = None
         self._last: _Last | None = None
         self._output = guard("the activation tap", self._seen)
-        self._signal = guard("the signal tap", self._arrived)
+        self._gradient = guard("the output gradient tap", self._arrived)
 
     def arm(self, on: bool) -> None:
         """A new step begins; `on` tells whether it measures activations."""
@@ -115,10 +115,10 @@ class ModuleTap:
         listeners = [position]
         self._last = _Last(weakref.ref(tensor), tensor._version, store, listeners)
         if tensor.requires_grad:
-            tensor.register_hook(lambda gradient: self._signal(listeners, gradient))
+            tensor.register_hook(lambda gradient: self._gradient(listeners, gradient))
 
     def _arrived(self, listeners: list[int], gradient: Tensor) -> None:
-        store = self._store.signals
+        store = self._store.output_gradients
         with torch.no_grad():
             if is_measurable(gradient) and store.add(listeners[0], gradient):
                 for position in listeners[1:]:

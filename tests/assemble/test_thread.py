@@ -6,14 +6,13 @@ import threading
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
 from gradtrace.assemble import thread as background
 from gradtrace.assemble.thread import Background
 from gradtrace.guard import Guard
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import LateLog, OpenStep, RawStep
+from gradtrace.handover.step import LateLog, Step
 from gradtrace.records import Record, StepRecord
 from gradtrace.sampling import Sampling
 
@@ -39,19 +38,11 @@ class Kept:
             self.complete.set()
 
 
-def handed_over(steps: int) -> Handoff[RawStep | LateLog]:
+def handed_over(steps: int) -> Handoff[Step | LateLog]:
     """A hand-over in which that many steps wait."""
-    handoff: Handoff[RawStep | LateLog] = Handoff()
-    for step in range(steps):
-        raw, tensors = OpenStep(DUE).sealed(
-            step,
-            names={"gradients": ()},
-            shown=np.empty(0, dtype=np.intp),
-            readable=True,
-            overhead=0.0,
-            rank=0,
-        )
-        assert handoff.put(raw, tensors)
+    handoff: Handoff[Step | LateLog] = Handoff()
+    for number in range(steps):
+        assert handoff.put(Step(DUE, number=number))
     return handoff
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from readings import decoded
 from torch import Tensor
 
 from gradtrace.measure import foreach
@@ -36,7 +37,7 @@ def tensors() -> list[Tensor]:
 def measured(some: list[Tensor], *, full: bool) -> Array:
     with torch.no_grad():
         readings = foreach.read_foreach(range(len(some)), some, full=full)
-    parts = [r.decode([t.double().numpy() for t in r.tensors]) for r in readings]
+    parts = [decoded(r) for r in readings]
     positions, rows = gather(
         np.concatenate([p for p, _ in parts]), np.concatenate([r for _, r in parts])
     )

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gradients import CASES, Holder, noise, one_step
+from readings import decoded
 from torch import Tensor, nn
 
 from gradtrace import LayerHistograms, Sampling, Trace, gradtrace, load_run
-from gradtrace.assemble import assembler
-from gradtrace.collect import collector
+from gradtrace.assemble import assembler, readings
+from gradtrace.collect import measuring
 from gradtrace.handover import handoff
-from gradtrace.handover.step import OpenStep, RawReading
+from gradtrace.handover.step import Step
 from gradtrace.measure import histograms as measure
 from gradtrace.measure import parameters
 from gradtrace.measure.chunks import Scratch
 from gradtrace.measure.histograms import read_histograms
-from gradtrace.measure.rows import Reading
+from gradtrace.measure.reading import Pending, Reading
 from gradtrace.records.histograms import BINS, EDGES, OCTAVES, SIDE, Counts, Floats, in_use
 
 ALWAYS = Sampling(histograms=1)
@@ -120,7 +120,7 @@ def test_types_may_be_mixed() -> None:
         readings = read_histograms(range(len(some)), some, Scratch())
     found: dict[int, tuple[float, list[float]]] = {}
     for reading in readings:
-        positions, rows = reading.decode([t.double().numpy() for t in reading.tensors])
+        positions, rows = decoded(reading)
         found |= {
             int(p): (row[0], row[1:].tolist()) for p, row in zip(positions, rows, strict=True)
         }
@@ -228,7 +228,7 @@ def test_they_are_taken_when_due(tmp_path: Path) -> None:
 
 def test_they_are_left_out_while_many_steps_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A background that cannot keep up costs histograms, never steps, and a note says so."""
-    monkeypatch.setattr(collector, "MOST_WAITING", 0)
+    monkeypatch.setattr(measuring, "MOST_WAITING", 0)
     model = Holder({"w": noise(3, 3)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with gradtrace(model, directory=None, sampling=ALWAYS) as trace:
@@ -267,7 +267,7 @@ def test_groups_add_up_exactly() -> None:
     with torch.no_grad():
         tensors = [torch.from_numpy(part) for part in [*parts, np.concatenate(parts)]]
         [reading] = read_histograms(range(len(tensors)), tensors, Scratch())
-    rows = reading.decode([tensor.double().numpy() for tensor in reading.tensors])[1]
+    rows = decoded(reading)[1]
     every = LayerHistograms(
         tuple(map(str, range(len(tensors)))), rows[:, 1:].astype(np.int64), rows[:, 0]
     )
@@ -378,12 +378,12 @@ def no_rows(arrays: object) -> tuple[np.ndarray[Any, Any], Floats]:
 
 def test_an_open_step_holds_one_set() -> None:
     """Of many backwards in a step only the newest counts are kept."""
-    step = OpenStep(Sampling(histograms=1).due(0))
+    step = Step(Sampling(histograms=1).due(0))
     for k in range(100):
         step.count([0, 1], [Reading([torch.tensor(k)], no_rows)])
         step.count([2], [])
     assert len(step.histograms) == 2
-    other = OpenStep(Sampling(histograms=1).due(0))
+    other = Step(Sampling(histograms=1).due(0))
     other.count([0, 1, 2], [])
     step.absorb(other)
     assert [positions for positions, _ in step.histograms] == [frozenset({0, 1, 2})]
@@ -392,7 +392,9 @@ def test_an_open_step_holds_one_set() -> None:
 def test_a_full_ring_costs_histograms_not_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where an accelerator's results have no room, the step goes without its histograms."""
     monkeypatch.setattr(
-        handoff.Handoff, "fits", lambda queue, tensors: sum(t.numel() for t in tensors) < 150
+        handoff.Handoff,
+        "fits",
+        lambda queue, step: sum(cell.tensor.numel() for cell in step.cells()) < 150,
     )
     trace = one_step(Holder({"w": noise(3, 3)}), Sampling(histograms=1, activations=0, updates=0))
     assert len(trace.steps) == 1
@@ -402,22 +404,19 @@ def test_a_full_ring_costs_histograms_not_steps(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_loss_scale_of_zero_leaves_no_grid() -> None:
     """A scale that has vanished makes no step fail; its grid is not finite, and is not exported."""
-    raw = SimpleNamespace(
-        histograms=[
-            RawReading(
-                lambda arrays: (np.arange(2, dtype=np.intp), np.ones((2, 1 + BINS))), 0, 0, 0
-            )
-        ]
-    )
+    reading = Reading([], lambda arrays: (np.arange(2, dtype=np.intp), np.ones((2, 1 + BINS))))
+    reading.divisor = Pending(torch.zeros(()))
+    reading.divisor.arrived(np.zeros(()))
+    step = Step(Sampling(histograms=1).due(0), histograms=[(frozenset({0, 1}), [reading])])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = assembler.histograms_of(raw, [np.zeros(1)])  # type: ignore[arg-type]
+        found = readings.histograms_of(step)
     assert all(row[0] == np.inf for row in found.values())
 
 
 def test_layers_nobody_can_read_are_left_out() -> None:
     """A parameter that stands on the meta device has no counts, rather than wrong ones."""
     found = {0: np.ones(1 + BINS), 2: np.full(1 + BINS, np.nan)}
-    kept = assembler._layer_histograms(("a", "b", "c"), found)
+    kept = readings.layer_histograms(("a", "b", "c"), found)
     assert kept is not None and kept.names == ("a",)
-    assert assembler._layer_histograms(("a",), {0: np.full(1 + BINS, np.nan)}) is None
+    assert readings.layer_histograms(("a",), {0: np.full(1 + BINS, np.nan)}) is None

@@ -1,19 +1,14 @@
-"""Arguments of `gradtrace(...)`, checked before the loop begins."""
+"""Checks of the arguments of `gradtrace(...)`: each says what was got, expected, and what to do."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import os
-import platform
-import secrets
-import time
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
@@ -182,29 +177,3 @@ def check_directory(directory: Any) -> Path | None:
             "missing) or None to keep nothing on disk"
         )
     return path
-
-
-def new_run_name() -> str:
-    """Date, time and a short random suffix."""
-    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks, from torch.distributed if it is set up."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    try:
-        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    except ValueError:
-        return 0, 1
-
-
-def versions() -> dict[str, str]:
-    """What numbers may depend on."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("gradtrace", "numpy", "pyarrow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -1,0 +1,43 @@
+"""What a GradScaler does around losses and steps, as far as a trace has to remember it."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import Any
+
+from torch import Tensor
+
+from gradtrace.taps import backward, scaler
+
+REMEMBERED = 64
+"""Scaled losses whose raw ones are known: more than any loop has under way."""
+
+
+class LossScales:
+    """Which raw loss a scaled one came from. Training thread."""
+
+    def __init__(self) -> None:
+        self._scaled: deque[tuple[weakref.ref[Tensor], Tensor, Any]] = deque(maxlen=REMEMBERED)
+        self._unclaimed: Any = None
+
+    def scaled(self, raw: Any, scaled: Any, by: Any) -> None:
+        """`by.scale(raw)` returned `scaled`."""
+        self._unclaimed = by
+        if isinstance(raw, Tensor) and isinstance(scaled, Tensor) and raw.dim() == 0:
+            self._scaled.append((weakref.ref(scaled), raw.detach().clone(), by))
+
+    def loss(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """The unscaled loss of a backward from `outputs`, and the scale that multiplied it."""
+        used, self._unclaimed = self._unclaimed, None
+        loss = None
+        if len(outputs) == 1:
+            for ref, raw, by in self._scaled:
+                if ref() is outputs[0]:
+                    loss, used = raw, by
+        scale = None if used is None else scaler.loss_scale(used)
+        if loss is None:
+            loss = backward.loss_of(outputs)
+            if loss is not None and scale is not None:
+                loss = loss / scale  # a scaled loss that was changed further
+        return loss, scale

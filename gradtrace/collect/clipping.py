@@ -1,0 +1,97 @@
+"""Clipping as it happens: calls of torch's functions, and changes of gradients nobody announced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor
+
+from gradtrace.handover.step import ClipCall, Step
+from gradtrace.measure.gradients import GradientReader
+from gradtrace.measure.parameters import Parameters
+from gradtrace.measure.reading import Pending
+
+Note = Callable[[str, str], None]
+
+
+class Clipping:
+    """Puts what clips gradients into the open step. Training thread.
+
+    `changes_unannounced` tells that this loop was seen to change gradients with code of its own.
+    """
+
+    def __init__(self, parameters: Parameters, reader: GradientReader, note: Note) -> None:
+        self._parameters = parameters
+        self._reader = reader
+        self._note = note
+        self.changes_unannounced = False
+        # A clip announces that gradients change; until the next backward no change is news.
+        self._announced = False
+        self._clips_values = False
+        self._before_values: list[Tensor | None] | None = None
+        # Gradients that a backward wrote and no step has used.
+        self._unused: set[int] = set()
+
+    def written(self, positions: Iterable[int]) -> None:
+        """A backward wrote these gradients."""
+        self._announced = False
+        self._unused.update(positions)
+
+    def used(self, positions: Iterable[int]) -> None:
+        """An optimizer has used these gradients."""
+        self._unused.difference_update(positions)
+
+    def remark(
+        self, step: Step, given: Sequence[object], positions: Sequence[int], *, first: bool
+    ) -> None:
+        """Notes what is odd about a clipping call that begins; `first` for a run's first step."""
+        tensors = self._parameters.tensors
+        if not given or (positions and all(tensors[i].grad is None for i in positions)):
+            # An iterator that was used up before is an empty list by now.
+            step.remarks.add("no gradients")
+            return
+        if positions and not first and self._unused.isdisjoint(positions):
+            step.remarks.add("after the step")
+        if self._reader.is_scaled(positions):
+            step.remarks.add("still scaled")
+        mine = set(positions)
+        if any(not call.inferred and mine.intersection(call.positions) for call in step.clips):
+            step.remarks.add("twice")
+
+    def before(self, step: Step, positions: Sequence[int]) -> None:
+        """A call is about to change these gradients, which have been read."""
+        if self._clips_values and step.due.updates:
+            self._before_values = self._parameters.copy_gradients(positions)
+
+    def after(self, step: Step, call: ClipCall) -> None:
+        """The call returned."""
+        if call.kind == "value":
+            self._clips_values = True
+            if step.due.gradients:
+                call.after, _ = self._reader.read_again(
+                    call.positions, full=False, scale=step.scale
+                )
+            if self._before_values is not None:
+                cosine = self._parameters.cosine(call.positions, self._before_values)
+                call.cosine = None if cosine is None else Pending(cosine)
+                self._before_values = None
+        step.clips.append(call)
+        self._announced = True
+
+    def watch_changes(self, step: Step, positions: Sequence[int]) -> None:
+        """Looks for a change of gradients that nobody announced."""
+        touched = [] if self._announced else self._reader.touched(positions)
+        if not touched:
+            return
+        if self._reader.is_fresh(touched):
+            after, present = self._reader.read_again(positions, full=False, scale=step.scale)
+            step.clips.append(ClipCall("custom", tuple(present), after=after, inferred=True))
+        else:
+            self._note(
+                "clipping",
+                "gradients were changed between backward and the optimizer step by code other "
+                "than torch.nn.utils.clip_grad_*; this step shows them after that change, later "
+                "steps are read right after each backward",
+            )
+        self.changes_unannounced = True
+        self._reader.settle()
