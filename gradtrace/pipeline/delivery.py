@@ -77,8 +77,8 @@ class Delivery:
                 )
         for w in self._workers:
             if w.dropped:
-                yield (
-                    f"exporter {w.name}",
-                    f"exporter {w.name!r} lost {w.dropped} records: it could not keep up "
-                    "and they could not be read back from a run log",
+                text = (
+                    f"exporter {w.name!r} lost {w.dropped} records: it could not keep up and they "
+                    "could not be read back from a run log"
                 )
+                yield f"exporter {w.name}", text
