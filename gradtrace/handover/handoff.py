@@ -178,7 +178,7 @@ class Handoff(Generic[T]):
 
 def _is_far(tensor: Tensor) -> bool:
     """Whether the tensor's values can only be read by waiting for its device."""
-    return tensor.device.type not in ("cpu", "meta")
+    return not (tensor.is_cpu or tensor.is_meta)
 
 
 def _values(tensor: Tensor) -> Array:

@@ -99,7 +99,12 @@ def test_a_ring_is_made_for_the_first_step(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(handoff, "Ring", Made)
     queue: Handoff[Item] = Handoff()
     far: Any = SimpleNamespace(
-        device=torch.device("cuda", 0), shape=torch.Size([5]), numel=lambda: 5, nbytes=40
+        device=torch.device("cuda", 0),
+        is_cpu=False,
+        is_meta=False,
+        shape=torch.Size([5]),
+        numel=lambda: 5,
+        nbytes=40,
     )
     assert queue.put(Item(0, far, far, far)) and queue.put(Item(1, far))
     assert made == [60]
