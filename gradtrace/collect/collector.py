@@ -100,7 +100,7 @@ class Collector:
             due = due._replace(gradients=True, histograms=True)
         self.open = OpenStep(due)
         self.activations = self._parameters.accumulator()
-        self.signals = self._parameters.accumulator()
+        self.output_gradients = self._parameters.accumulator()
         self._loose = self._parameters.accumulator()
         for callback in self._on_open:
             callback(self.open.due)
@@ -338,7 +338,7 @@ class Collector:
         part = self.open
         for table, accumulator in (
             ("activations", self.activations),
-            ("signals", self.signals),
+            ("output_gradients", self.output_gradients),
             ("gradients", self._loose),
         ):
             if accumulator:

@@ -75,8 +75,8 @@ class Watch:
         if modules.compiled_regions(self._models):
             self._note(
                 "activations",
-                "activations and signals inside compiled regions are not observed: the compiler "
-                "drops the hooks; gradients, weights and updates are",
+                "activations and output gradients inside compiled regions are not observed: the "
+                "compiler drops the hooks; gradients, weights and updates are",
             )
         self._collector.on_open(self._arm)
         for loader in loaders_:

@@ -30,7 +30,7 @@ class ModuleStore(Protocol):
     """Where measured outputs go; the accumulators are the open step's."""
 
     activations: Accumulator
-    signals: Accumulator
+    output_gradients: Accumulator
     module_names: list[str]
 
 
@@ -118,7 +118,7 @@ class ModuleTap:
             tensor.register_hook(lambda gradient: self._signal(listeners, gradient))
 
     def _arrived(self, listeners: list[int], gradient: Tensor) -> None:
-        store = self._store.signals
+        store = self._store.output_gradients
         with torch.no_grad():
             if is_measurable(gradient) and store.add(listeners[0], gradient):
                 for position in listeners[1:]:
