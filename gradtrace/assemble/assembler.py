@@ -74,7 +74,9 @@ class Assembler:
             if weights is None
             else self._parameter_table(raw, weights[0], statistics(weights[1]), MOMENT_COLUMNS),
             activations=_module_table(raw, tables.summed("activations"), with_range=True),
-            signals=_module_table(raw, tables.summed("output_gradients"), with_range=False),
+            output_gradients=_module_table(
+                raw, tables.summed("output_gradients"), with_range=False
+            ),
             updates=self._updates(raw, tables.joined("updates"), weights),
             histograms=self._histograms(raw, arrays, norms),
             logged={name: number(value, arrays) for name, value in raw.logged.items()},

@@ -89,7 +89,7 @@ class StepRecord:
     gradients: LayerTable | None = None
     weights: LayerTable | None = None
     activations: LayerTable | None = None
-    signals: LayerTable | None = None
+    output_gradients: LayerTable | None = None
     updates: LayerTable | None = None
     histograms: LayerHistograms | None = None
     logged: Mapping[str, float] = field(default_factory=dict)

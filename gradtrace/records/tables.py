@@ -17,7 +17,7 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
     "gradients": MOMENT_COLUMNS,
     "weights": MOMENT_COLUMNS,
     "activations": ACTIVATION_COLUMNS,
-    "signals": MOMENT_COLUMNS,
+    "output_gradients": MOMENT_COLUMNS,
     "updates": UPDATE_COLUMNS,
 }
 """The statistics of a step's layers and their columns; also the names of the run log's files."""

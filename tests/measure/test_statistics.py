@@ -237,7 +237,7 @@ def test_weights_and_updates_equal_the_truth() -> None:
             assert record.updates[name, "ratio"] == pytest.approx(moved / size, rel=1e-5)
 
 
-def test_activations_and_signals_equal_the_truth() -> None:
+def test_activations_and_output_gradients_equal_the_truth() -> None:
     """Outputs of modules and the gradients arriving at them, before in-place changes."""
     seen: dict[str, Tensor] = {}
     arrived: dict[str, Tensor] = {}
@@ -264,11 +264,11 @@ def test_activations_and_signals_equal_the_truth() -> None:
         layers(x).square().mean().backward()
         optimizer.step()
     record = trace.steps[0]
-    assert record.activations is not None and record.signals is not None
+    assert record.activations is not None and record.output_gradients is not None
     assert record.activations.names == ("0", "1", "2", "3", "4")
     for name in record.activations.names:
         compare(record.activations, name, seen[name])
-        compare(record.signals, name, arrived[name])
+        compare(record.output_gradients, name, arrived[name])
 
 
 def test_micro_batches_are_one_population() -> None:

@@ -128,7 +128,7 @@ def test_records_come_back_equal(path: Path) -> None:
             gradients=gradients,
             weights=gradients if step % 3 else None,
             activations=LayerTable((), np.empty((0, 8)), ACTIVATION_COLUMNS),
-            signals=LayerTable((f"new{step}",), np.full((1, 6), -0.0), MOMENT_COLUMNS),
+            output_gradients=LayerTable((f"new{step}",), np.full((1, 6), -0.0), MOMENT_COLUMNS),
             updates=LayerTable(("b",), np.array([[1.0, math.inf]]), UPDATE_COLUMNS),
             logged={"accuracy": 0.5},
             rank=1,
