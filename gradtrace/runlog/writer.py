@@ -21,15 +21,11 @@ from gradtrace.records import (
     without_histograms,
 )
 from gradtrace.runlog.backlog import EVENTS_FILE
+from gradtrace.runlog.eventlines import event_line
 from gradtrace.runlog.files import EventFile, TableFile, write_fully
+from gradtrace.runlog.jsontext import jsonable, to_json
 from gradtrace.runlog.layerrows import LayerEncoder
-from gradtrace.runlog.schema import (
-    STEPS,
-    event_line,
-    jsonable,
-    steps_batch,
-    to_json,
-)
+from gradtrace.runlog.schema import STEPS, steps_batch
 from gradtrace.runlog.status import INFO_FILE
 from gradtrace.runlog.thinning import Thinner
 
