@@ -51,7 +51,9 @@ def test_a_batch_that_fails_is_cut_off(tmp_path: Path, monkeypatch: pytest.Monke
     """The file ends before it, and the batch can be written again, to the next segment."""
     file = TableFile(tmp_path, STEPS, 10**6, lambda segment: None)
     write(file, 0)
-    real, taken = os.write, []
+    real = os.write
+    taken: list[int] = []
+    sound = file.size
 
     def half(fd: int, data: memoryview) -> int:
         if taken:
@@ -63,7 +65,7 @@ def test_a_batch_that_fails_is_cut_off(tmp_path: Path, monkeypatch: pytest.Monke
         patched.setattr(os, "write", half)
         with pytest.raises(OSError, match="No space left"):
             write(file, 1)
-    assert taken
+    assert taken and (tmp_path / "steps-000000.arrows").stat().st_size == sound
     assert steps_in(tmp_path) == [[0]]
     write(file, 1)
     assert steps_in(tmp_path) == [[0], [1]]
