@@ -50,7 +50,7 @@ def histograms(loop: Loop) -> None:
 
 
 def everything(loop: Loop) -> None:
-    """Gradients, weights, updates, activations and signals on every step."""
+    """Gradients, weights, updates, activations and output gradients on every step."""
     _traced(loop, activations=1, updates=1)
 
 

@@ -23,7 +23,7 @@ class Sampling:
     """Every how many optimizer steps each kind is measured; 0 = never.
 
     `gradients`: per-layer gradient statistics and the global norm. `activations`: outputs of
-    modules and the gradients arriving at them (signals). `updates`: weights and update sizes.
+    modules and the gradients arriving there (output gradients). `updates`: weights, update sizes.
     `histograms`: how each layer's gradient values are distributed; taken together with `gradients`,
     and off unless asked for: it costs another pass over them, and about 0.2 kB a layer on disk.
     Everything that is not 0 is measured on the `first` steps and on the `burst` steps after a

@@ -78,7 +78,7 @@ class Scratch:
 
 
 class Accumulator:
-    """Collects the chunk sums of tensors that arrive one at a time (activations, signals).
+    """Collects the chunk sums of tensors that arrive one at a time (activations, output gradients).
 
     Keeps 0-dim results, never the tensors. Call under `torch.no_grad()`.
     """

@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gradtrace.records import LAYER_TABLES, Event, Record, RunNote, StepRecord, table_bytes
+from gradtrace.runlog.eventlines import parse_event
 from gradtrace.runlog.layerrows import LayerRows, Layers, no_layers
-from gradtrace.runlog.schema import (
-    STEPS,
-    parse_event,
-    row_record,
-    step_rows,
-)
+from gradtrace.runlog.schema import STEPS, row_record, step_rows
 from gradtrace.runlog.segments import SegmentReader, first_step, segments
 from gradtrace.runlog.status import read_info, status_of
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from gradtrace.runlog.atomic import write_fully
 from gradtrace.runlog.schema import SCHEMAS, write_options
 from gradtrace.runlog.thinning import Segment
 
@@ -125,10 +126,3 @@ class EventFile:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
         self._fd = None
-
-
-def write_fully(fd: int, data: bytes | memoryview) -> None:
-    """Writes all of `data`. Raises OSError with part of it written."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -70,9 +70,9 @@ class Run:
         return self._table("activations")
 
     @functools.cached_property
-    def signals(self) -> Any:
+    def output_gradients(self) -> Any:
         """Gradients arriving at module outputs."""
-        return self._table("signals")
+        return self._table("output_gradients")
 
     @functools.cached_property
     def updates(self) -> Any:

@@ -1,73 +1,161 @@
-"""How records look on disk: Arrow batches for steps and layer tables, JSON lines for events.
+"""How records look on disk: the columns of `steps` and of the layer tables, as Arrow batches.
 
-Pure translation, both ways; nothing here opens a file.
+Pure translation, both ways; nothing here opens a file. Events are lines of JSON: see `eventlines`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
-import math
-import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from gradtrace.records import (
-    EVENT_TYPES,
     HISTOGRAMS,
     LAYER_TABLES,
     TABLE_COLUMNS,
     BatchRef,
     Clip,
-    Event,
+    MicroBatch,
     StepRecord,
-    event_from_dict,
-    event_to_dict,
 )
 from gradtrace.records.histograms import BINS
+from gradtrace.runlog.jsontext import as_number, to_json
 
 STEPS = "steps"
 
 _F = pa.float64()
 _I = pa.int64()
 
-_STEP_SCHEMA = pa.schema(
-    [
-        ("step", _I),
-        ("time", _F),
-        ("seconds", _F),
-        ("loss", _F),
-        ("grad_norm", _F),
-        ("lr", pa.list_(_F)),
-        ("clip_kind", pa.string()),
-        ("clip_threshold", _F),
-        ("clip_coefficient", _F),
-        ("clipped", pa.bool_()),
-        ("norm_after", _F),
-        ("epoch", _I),
-        ("batch_index", _I),
-        ("ordinal", _I),
-        ("scale", _F),
-        # What the columns above leave out of a StepRecord.
-        ("losses", pa.list_(_F)),
-        ("norm_before", _F),
-        ("clip_calls", _I),
-        ("batches", pa.string()),
-        ("logged", pa.string()),
-        ("rank", _I),
-        ("overhead", _F),
-        ("skipped", pa.bool_()),
-        ("remarks", pa.list_(pa.string())),
-        ("scores", pa.string()),
-        ("layers", pa.list_(pa.int32())),
-    ]
+_Fields = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of `steps`: what it takes from a record, and what it gives back.
+
+    `get` has the value to store of a record, None for null. `field` is what is restored from it, a
+    field of the `StepRecord`, or of its `Clip` with `of_clip`; None where other columns have it
+    all. `read` makes the field's value of the stored one and the record's fields restored so far;
+    it is not asked for null, which leaves the field at its default.
+    """
+
+    name: str
+    type: Any
+    get: Callable[[StepRecord], Any]
+    field: str | None = None
+    read: Callable[[Any, _Fields], Any] = lambda stored, _: stored
+    of_clip: bool = False
+
+
+def _own(name: str, type_: Any, decode: Callable[[Any], Any] | None = None) -> Column:
+    """A field of the record under its own name, as it is or as `decode` makes it."""
+    if decode is None:
+        return Column(name, type_, attrgetter(name), name)
+    return Column(name, type_, attrgetter(name), name, lambda stored, _: decode(stored))
+
+
+def _text(name: str, encode: Callable[[Any], Any], read: Callable[[Any, _Fields], Any]) -> Column:
+    """A field of the record as JSON; null where it is empty."""
+    value = attrgetter(name)
+
+    def get(record: StepRecord) -> str | None:
+        found = value(record)
+        return to_json(encode(found)) if found else None
+
+    return Column(
+        name, pa.string(), get, name, lambda stored, so_far: read(json.loads(stored), so_far)
+    )
+
+
+def _of_clip(name: str, type_: Any, field: str) -> Column:
+    """A field of the record's clip; null where nothing was clipped."""
+    value = attrgetter(field)
+    return Column(
+        name,
+        type_,
+        lambda record: None if record.clip is None else value(record.clip),
+        field,
+        of_clip=True,
+    )
+
+
+def _of_first_batch(name: str) -> Column:
+    """A number of the first batch, for who reads the table by eye; `batches` has it all."""
+    value = attrgetter(name)
+    return Column(name, _I, lambda record: value(record.batches[0]) if record.batches else None)
+
+
+def _plain_batches(batches: Sequence[BatchRef]) -> Any:
+    return [(b.epoch, b.batch_index, b.ordinal, b.sample_ids) for b in batches]
+
+
+def _batches(plain: Any, _: _Fields) -> tuple[BatchRef, ...]:
+    return tuple(
+        BatchRef(epoch, index, ordinal, None if ids is None else tuple(ids))
+        for epoch, index, ordinal, ids in plain
+    )
+
+
+def _plain_parts(parts: Sequence[MicroBatch]) -> Any:
+    return [(part.loss, part.divisor, len(part.batches)) for part in parts]
+
+
+def _parts(plain: Any, so_far: _Fields) -> tuple[MicroBatch, ...]:
+    """The micro-batches have the step's batches in turn, so their counts tell which."""
+    batches = iter(so_far.get("batches", ()))
+    return tuple(
+        MicroBatch(as_number(loss), as_number(divisor), tuple(islice(batches, count)))
+        for loss, divisor, count in plain
+    )
+
+
+def _numbers(plain: Any, _: _Fields) -> dict[str, float]:
+    return {key: as_number(value) for key, value in plain.items()}
+
+
+def _layer_counts(record: StepRecord) -> list[int | None]:
+    tables = (getattr(record, table) for table in LAYER_TABLES)
+    return [None if table is None else len(table) for table in tables]
+
+
+STEP_COLUMNS = (
+    _own("step", _I),
+    _own("time", _F),
+    _own("seconds", _F),
+    _own("loss", _F),
+    _own("grad_norm", _F),
+    _own("lr", pa.list_(_F), tuple),
+    _of_clip("clip_kind", pa.string(), "kind"),
+    _of_clip("clip_threshold", _F, "threshold"),
+    _of_clip("clip_coefficient", _F, "coefficient"),
+    _of_clip("clipped", pa.bool_(), "clipped"),
+    _of_clip("norm_after", _F, "norm_after"),
+    _of_first_batch("epoch"),
+    _of_first_batch("batch_index"),
+    _of_first_batch("ordinal"),
+    _own("scale", _F),
+    # What the columns above leave out of a StepRecord.
+    _own("losses", pa.list_(_F), tuple),
+    _of_clip("norm_before", _F, "norm_before"),
+    _of_clip("clip_calls", _I, "calls"),
+    _text("batches", _plain_batches, _batches),
+    _text("logged", dict, _numbers),
+    _own("rank", _I),
+    _own("overhead", _F),
+    _own("skipped", pa.bool_()),
+    _own("remarks", pa.list_(pa.string()), tuple),
+    _text("scores", dict, _numbers),
+    Column("layers", pa.list_(pa.int32()), _layer_counts),
+    _text("parts", _plain_parts, _parts),
 )
+"""The columns of `steps`, those of the contract first. `layers` has the row count of each layer
+table in the order of `LAYER_TABLES`, null where it was not sampled; `parts` has loss, divisor and
+number of batches of each micro-batch, whose batches are those in `batches`, in turn."""
 
 
 def _layer_schema(table: str, layer: Any) -> Any:
@@ -78,11 +166,12 @@ def _layer_schema(table: str, layer: Any) -> Any:
     return pa.schema([("step", _I), ("layer", layer), *columns])
 
 
+_STEP_SCHEMA = pa.schema([(column.name, column.type) for column in STEP_COLUMNS])
+
 SCHEMAS: dict[str, Any] = {STEPS: _STEP_SCHEMA} | {
     table: _layer_schema(table, pa.dictionary(pa.int32(), pa.string())) for table in LAYER_TABLES
 }
-"""Arrow schemas by table, as stored. `layers` in `steps` holds the row count of each layer
-table in the order of `LAYER_TABLES`, null where it was not sampled."""
+"""Arrow schemas by table, as stored."""
 
 PLAIN_SCHEMAS: dict[str, Any] = {STEPS: _STEP_SCHEMA} | {
     table: _layer_schema(table, pa.string()) for table in LAYER_TABLES
@@ -99,84 +188,13 @@ def write_options(table: str) -> Any:
     )
 
 
-_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-def jsonable(value: Any, depth: int = 0) -> Any:
-    """`value` in terms JSON knows: NaN and infinities as strings, paths as text, the rest `repr`.
-
-    Never raises: an object whose `repr` fails is named by its type.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if depth < 16:
-        if isinstance(value, Mapping):
-            return {str(key): jsonable(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [jsonable(item, depth + 1) for item in value]
-    try:
-        return repr(value)
-    except Exception:  # a user's object may do anything in its repr
-        return f"<{type(value).__name__}>"
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON text of anything, see `jsonable`; fast for what is strict already."""
-    separators = (",", ":") if indent is None else None
-    try:
-        return json.dumps(value, allow_nan=False, separators=separators, indent=indent)
-    except (TypeError, ValueError):
-        return json.dumps(jsonable(value), allow_nan=False, separators=separators, indent=indent)
-
-
 def steps_batch(records: Sequence[StepRecord]) -> Any:
     """One row per record, in the order given, without the layer tables' values."""
-    columns = zip(*map(_row, records), strict=True)
     arrays = [
-        pa.array(column, type=field.type)
-        for column, field in zip(columns, _STEP_SCHEMA, strict=True)
+        pa.array([column.get(record) for record in records], type=column.type)
+        for column in STEP_COLUMNS
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=_STEP_SCHEMA)
-
-
-def _row(record: StepRecord) -> tuple[Any, ...]:
-    clip = record.clip
-    first = record.batches[0] if record.batches else None
-    tables = [getattr(record, table) for table in LAYER_TABLES]
-    return (
-        record.step,
-        record.time,
-        record.seconds,
-        record.loss,
-        record.grad_norm,
-        record.lr,
-        *(
-            (clip.kind, clip.threshold, clip.coefficient, clip.clipped, clip.norm_after)
-            if clip
-            else (None, None, None, None, None)
-        ),
-        *((first.epoch, first.batch_index, first.ordinal) if first else (None, None, None)),
-        record.scale,
-        record.losses,
-        clip.norm_before if clip else None,
-        clip.calls if clip else None,
-        to_json([(b.epoch, b.batch_index, b.ordinal, b.sample_ids) for b in record.batches])
-        if first
-        else None,
-        to_json(dict(record.logged)) if record.logged else None,
-        record.rank,
-        record.overhead,
-        record.skipped,
-        record.remarks,
-        to_json(dict(record.scores)) if record.scores else None,
-        [None if table is None else len(table) for table in tables],
-    )
 
 
 def step_rows(batch: Any) -> list[dict[str, Any]]:
@@ -187,97 +205,16 @@ def step_rows(batch: Any) -> list[dict[str, Any]]:
 
 
 def row_record(row: Mapping[str, Any], tables: Mapping[str, Any]) -> StepRecord:
-    """The StepRecord of a row of `steps` and its layer tables; the inverse of `steps_batch`."""
-    clip = None
-    if row["clip_kind"] is not None:
-        clip = Clip(
-            kind=row["clip_kind"],
-            threshold=row["clip_threshold"],
-            norm_before=row["norm_before"],
-            norm_after=row["norm_after"],
-            coefficient=row["clip_coefficient"],
-            clipped=row["clipped"],
-            calls=row["clip_calls"],
-        )
-    logged = json.loads(row["logged"]) if row["logged"] else {}
-    scores = json.loads(row["scores"]) if row["scores"] else {}
-    return StepRecord(
-        step=row["step"],
-        time=row["time"],
-        seconds=row["seconds"],
-        loss=row["loss"],
-        losses=tuple(row["losses"] or ()),
-        lr=tuple(row["lr"] or ()),
-        grad_norm=row["grad_norm"],
-        clip=clip,
-        batches=tuple(
-            BatchRef(epoch, index, ordinal, None if ids is None else tuple(ids))
-            for epoch, index, ordinal, ids in json.loads(row["batches"] or "[]")
-        ),
-        scale=row["scale"],
-        logged={key: _float(value) for key, value in logged.items()},
-        rank=row["rank"] or 0,
-        overhead=row["overhead"] or 0.0,
-        skipped=bool(row["skipped"]),
-        remarks=tuple(row["remarks"] or ()),
-        scores={key: _float(value) for key, value in scores.items()},
-        **tables,
-    )
+    """The StepRecord of a row of `steps` and its layer tables; the inverse of `steps_batch`.
 
-
-def event_line(event: Event) -> bytes:
-    """One line of `events.jsonl`, newline included, strict JSON."""
-    return to_json(event_to_dict(event)).encode() + b"\n"
-
-
-def parse_event(line: bytes) -> Event | None:
-    """The event of a line; None for what is torn, foreign or of a kind not known here."""
-    try:
-        data = json.loads(line)
-        hints = _hints(data["kind"])
-        return event_from_dict(
-            {key: _revive(value, hints.get(key, Any)) for key, value in data.items()}
-        )
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-
-
-@functools.cache
-def _hints(kind: str) -> dict[str, Any]:
-    return typing.get_type_hints(EVENT_TYPES[kind])
-
-
-def _float(value: Any) -> Any:
-    return _NONFINITE.get(value, value) if isinstance(value, str) else value
-
-
-def _revive(value: Any, hint: Any) -> Any:
-    """What JSON flattened, as the annotation says it was: non-finite floats, tuples, records."""
-    if hint is float:
-        return _float(value)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        fitting = _fitting(value, arguments)
-        return _revive(value, fitting[0]) if len(fitting) == 1 else value
-    if origin is tuple and isinstance(value, list):
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_revive(item, arguments[0]) for item in value)
-        return tuple(_revive(v, a) for v, a in zip(value, arguments, strict=True))
-    if isinstance(value, dict) and len(arguments) == 2:
-        key_type = int if arguments[0] is int else str
-        return {key_type(key): _revive(item, arguments[1]) for key, item in value.items()}
-    if isinstance(value, list) and len(arguments) == 1:
-        return [_revive(item, arguments[0]) for item in value]
-    if isinstance(value, dict) and dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = typing.get_type_hints(hint)
-        return hint(**{key: _revive(item, hints[key]) for key, item in value.items()})
-    return value
-
-
-def _fitting(value: Any, hints: Iterable[Any]) -> list[Any]:
-    """The members of a union that `value` may have been."""
-    if value is None:
-        return []
-    if isinstance(value, str) and str in hints:
-        return [str]
-    return [hint for hint in hints if hint not in (type(None), str)]
+    Raises TypeError or ValueError for a row whose text is damaged.
+    """
+    fields: _Fields = {}
+    clip: _Fields = {}
+    for column in STEP_COLUMNS:
+        stored = row[column.name]
+        if column.field is not None and stored is not None:
+            (clip if column.of_clip else fields)[column.field] = column.read(stored, fields)
+    if clip:
+        fields["clip"] = Clip(**clip)
+    return StepRecord(**fields, **tables)

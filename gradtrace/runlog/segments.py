@@ -15,6 +15,9 @@ from gradtrace.runlog.schema import SCHEMAS
 _UNREADABLE = (pa.ArrowException, OSError, EOFError, ValueError, MemoryError)
 _HEAD_BYTES = 2**16
 
+FORMER_NAMES = {"output_gradients": "signals"}
+"""What the files of a table were called in runs that older versions wrote."""
+
 
 class SegmentReader:
     """One segment file, read as far as it is complete; `poll` again for what came since.
@@ -110,8 +113,8 @@ def _conform(batch: Any, table: str) -> Any | None:
 
 
 def segments(directory: Path, table: str) -> list[tuple[int, Path]]:
-    """The segment files of a table with their numbers, in order."""
-    pattern = re.compile(rf"{table}-(\d+)\.arrows")
+    """The segment files of a table with their numbers, in order, also those of its former name."""
+    pattern = re.compile(rf"(?:{table}|{FORMER_NAMES.get(table, table)})-(\d+)\.arrows")
     try:
         names = os.listdir(directory)
     except OSError:

@@ -88,19 +88,27 @@ def read_info(path: Path) -> dict[str, Any]:
 def status_of(info: dict[str, Any]) -> str:
     """The run's status; "killed" when it says "running" and its process is gone from this host."""
     status = str(info.get("status", "unknown"))
-    pid = info.get("pid")
+    if status == "running" and process_is_gone(info.get("pid"), info.get("hostname")):
+        return "killed"
+    return status
+
+
+def process_is_gone(pid: object, host: object) -> bool:
+    """Whether the process `pid` of the machine `host` has ended; False where that can't be known.
+
+    It can be asked of this machine only. A number that another process has by now counts as alive.
+    """
     if (
-        status != "running"
-        or info.get("hostname") != socket.gethostname()
+        host != socket.gethostname()
         or not isinstance(pid, int)
         or pid <= 0
         or os.name != "posix"  # elsewhere signal 0 is not a question
     ):
-        return status
+        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
-        return "killed"
+        return True
     except PermissionError:
         pass
-    return status
+    return False

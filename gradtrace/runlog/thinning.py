@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import heapq
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gradtrace.runlog.atomic import write_atomically
 from gradtrace.runlog.schema import SCHEMAS, STEPS, write_options
 from gradtrace.runlog.segments import SegmentReader
 
@@ -197,17 +196,6 @@ def _replace(segment: Segment, rows: Any) -> int:
     with pa.ipc.new_stream(sink, schema, options=options) as stream:
         stream.write_batch(rows)
     data = memoryview(sink.getvalue())
-    temporary = segment.path.with_name(f".{segment.path.name}.tmp")
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            written = 0
-            while written < len(data):
-                written += file.write(data[written:])
-            # The data this replaces may have been on the disk for long.
-            os.fsync(file.fileno())
-        os.replace(temporary, segment.path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    # The data this replaces may have been on the disk for long.
+    write_atomically(segment.path, data, durable=True)
     return len(data)

@@ -20,16 +20,14 @@ from gradtrace.records import (
     table_bytes,
     without_histograms,
 )
+from gradtrace.runlog.atomic import write_atomically
 from gradtrace.runlog.backlog import EVENTS_FILE
-from gradtrace.runlog.files import EventFile, TableFile, write_fully
+from gradtrace.runlog.eventlines import event_line
+from gradtrace.runlog.files import EventFile, TableFile
+from gradtrace.runlog.jsontext import jsonable, to_json
 from gradtrace.runlog.layerrows import LayerEncoder
-from gradtrace.runlog.schema import (
-    STEPS,
-    event_line,
-    jsonable,
-    steps_batch,
-    to_json,
-)
+from gradtrace.runlog.outage import Outage
+from gradtrace.runlog.schema import STEPS, steps_batch
 from gradtrace.runlog.status import INFO_FILE
 from gradtrace.runlog.thinning import Thinner
 
@@ -37,7 +35,6 @@ FORMAT = 1
 FLUSH_BYTES = 8 * 2**20
 HOLD_BYTES = 32 * 2**20
 HOLD_EVENTS = 10_000
-LONGEST_PAUSE = 60.0
 
 
 class RunLog:
@@ -75,7 +72,7 @@ class RunLog:
         self._pid = os.getpid()
         self._closed = False
         self._flushed = clock()
-        self._outage = _Outage(path, clock, on_error)
+        self._outage = Outage(path, clock, on_error)
         self._refused = False
 
         self._pending: list[StepRecord] = []
@@ -265,62 +262,13 @@ class RunLog:
 
     def _write_info(self) -> None:
         self._info["lost"] = self.lost
-        temporary = self.path / f".{INFO_FILE}.tmp"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        try:
-            fd = os.open(temporary, flags, 0o644)
-            try:
-                write_fully(fd, to_json(self._info, indent=1).encode())
-            finally:
-                os.close(fd)
-            os.replace(temporary, self.path / INFO_FILE)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        write_atomically(self.path / INFO_FILE, to_json(self._info, indent=1))
         self._info_stale = False
-
-
-class _Outage:
-    """Says once that writing fails and once that it works again; spaces the attempts."""
-
-    def __init__(
-        self, path: Path, clock: Callable[[], float], on_error: Callable[[str], None]
-    ) -> None:
-        self.active = False
-        self._path = path
-        self._clock = clock
-        self._on_error = on_error
-        self._pause = 0.5
-        self._retry_at = 0.0
-        self._lost_before = 0
-
-    def waiting(self) -> bool:
-        return self.active and self._clock() < self._retry_at
-
-    def begin(self, error: OSError, lost: int) -> None:
-        first, self.active = not self.active, True
-        self._pause = 1.0 if first else min(self._pause * 2, LONGEST_PAUSE)
-        self._retry_at = self._clock() + self._pause
-        if first:
-            self._lost_before = lost
-            self._on_error(
-                f"the run log at {self._path} cannot be written ({error.strerror or error}); "
-                "training goes on and recent records are kept in memory: free space or bring the "
-                "directory back, and they will be written"
-            )
-
-    def end(self, lost: int) -> None:
-        self.active = False
-        self._on_error(
-            f"the run log at {self._path} is written again; "
-            f"{lost - self._lost_before} records were lost meanwhile"
-        )
 
 
 def _size(record: StepRecord) -> int:
     samples = sum(len(batch.sample_ids or ()) for batch in record.batches)
-    return 512 + 64 * samples + table_bytes(record)
+    return 512 + 64 * (samples + len(record.parts)) + table_bytes(record)
 
 
 def _plain_info(info: RunInfo) -> dict[str, Any]:

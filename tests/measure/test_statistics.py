@@ -237,7 +237,7 @@ def test_weights_and_updates_equal_the_truth() -> None:
             assert record.updates[name, "ratio"] == pytest.approx(moved / size, rel=1e-5)
 
 
-def test_activations_and_signals_equal_the_truth() -> None:
+def test_activations_and_output_gradients_equal_the_truth() -> None:
     """Outputs of modules and the gradients arriving at them, before in-place changes."""
     seen: dict[str, Tensor] = {}
     arrived: dict[str, Tensor] = {}

@@ -1,33 +1,22 @@
+"""Steps as rows of an Arrow table."""
+
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import fields
 
-import numpy as np
 import pytest
 
 from gradtrace.records import (
-    EVENT_TYPES,
     LAYER_TABLES,
     BatchRef,
     Clip,
-    Event,
     LayerTable,
-    NonFinite,
+    MicroBatch,
     StepRecord,
 )
-from gradtrace.runlog.schema import (
-    event_line,
-    jsonable,
-    parse_event,
-    row_record,
-    step_rows,
-    steps_batch,
-    to_json,
-)
+from gradtrace.runlog.schema import STEP_COLUMNS, row_record, step_rows, steps_batch
 
 NO_TABLES: dict[str, LayerTable | None] = {}
 
@@ -53,6 +42,7 @@ def test_a_full_step_comes_back_equal() -> None:
             BatchRef(0, 2, 3),
             BatchRef(1, 0, 4, ()),
         ),
+        parts=(MicroBatch(2.0, 2.0), MicroBatch(4.0, 2.0)),
         scale=1024.0,
         logged={"accuracy": 0.5, "bad": math.inf, "low": -math.inf},
         rank=3,
@@ -104,6 +94,7 @@ def test_contract_columns_come_first_and_tell_the_first_batch() -> None:
         "scale",
     ]
     assert batch.schema.names[:15] == contract
+    assert batch.schema.names == [column.name for column in STEP_COLUMNS]
     assert [batch.column(c).to_pylist() for c in ("epoch", "batch_index", "ordinal")] == [
         [1, None],
         [2, None],
@@ -111,80 +102,49 @@ def test_contract_columns_come_first_and_tell_the_first_batch() -> None:
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Odd(Event):
-    kind: ClassVar[str] = "odd"
-    scores: Mapping[str, float]
-    where: tuple[BatchRef, ...]
-    pair: tuple[int, float] | None = None
-    text: str | None = None
-
-
-def test_event_fields_come_back_as_annotated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tuples, batches and infinities of an event survive JSON; text that says NaN stays text."""
-    monkeypatch.setitem(EVENT_TYPES, "odd", Odd)
-    event = Odd(
-        step=1,
-        time=2.0,
-        severity="info",
-        message="NaN",
-        scores={"loss": math.inf, "x": 1.0},
-        where=(BatchRef(0, 1, 2, (3, "NaN")),),
-        pair=(1, -math.inf),
-        text="Infinity",
-    )
-    line = event_line(event)
-    assert parse_event(line) == event
-
-
-def test_event_lines_are_strict_json() -> None:
-    """NaN in an event is written so that a strict parser reads the line, and read as NaN."""
-    event = NonFinite(
-        step=1, time=2.0, severity="error", message="a\nb", count=1, layers={"a": 1},
-        first_forward="a", first_backward=None, loss=math.nan,
-    )  # fmt: skip
-    line = event_line(event)
-
-    def refuse(text: str) -> Any:
-        raise AssertionError(text)
-
-    assert json.loads(line, parse_constant=refuse)["loss"] == "NaN"
-    assert line.count(b"\n") == 1
-    back = parse_event(line)
-    assert isinstance(back, NonFinite)
-    assert back.loss is not None
-    assert math.isnan(back.loss)
+ONE, TWO, THREE = (BatchRef(0, k, k, (k, k + 10)) for k in range(3))
 
 
 @pytest.mark.parametrize(
-    "line",
-    [b"", b"{", b"[]", b"null", b'{"kind":"new"}', b'{"kind":"note"}', b'{"kind":[]}', b"\xff"],
+    ("batches", "parts"),
+    [
+        ((ONE,), (MicroBatch(2.5, 1.0, (ONE,)),)),
+        ((ONE, TWO), (MicroBatch(2.5, 2.0, (ONE,)), MicroBatch(None, 2.0, (TWO,)))),
+        # Two loaders for one loss, a loss without a batch, and a batch after the last backward.
+        ((ONE, TWO, THREE), (MicroBatch(1.0, 1.0, (ONE, TWO)), MicroBatch(3.0, 1.0, ()))),
+        ((ONE, TWO, THREE), (MicroBatch(math.inf, 4.0), MicroBatch(3.0, 4.0, (ONE, TWO, THREE)))),
+        ((), (MicroBatch(1.0),)),
+    ],
 )
-def test_foreign_lines_are_no_events(line: bytes) -> None:
-    """A torn or foreign line reads as None."""
-    assert parse_event(line) is None
+def test_micro_batches_come_back_with_their_batches(
+    batches: tuple[BatchRef, ...], parts: tuple[MicroBatch, ...]
+) -> None:
+    """Each part has its loss, its divisor and the slice of the step's batches it was made of."""
+    record = StepRecord(0, 1.0, batches=batches, parts=parts)
+    assert through_arrow(record) == record
 
 
-def test_anything_can_be_put_into_json() -> None:
-    """Objects, odd keys, numpy numbers, cycles and a broken repr end as text, without raising."""
+def test_batches_of_micro_batches_are_not_stored_twice() -> None:
+    """The `parts` column holds counts; a loss that is not finite is strict JSON."""
+    parts = (MicroBatch(math.nan, 2.0, (ONE,)), MicroBatch(None, 2.0, (TWO,)))
+    (row,) = step_rows(steps_batch([StepRecord(0, 1.0, batches=(ONE, TWO), parts=parts)]))
+    assert json.loads(row["parts"]) == [["NaN", 2.0, 1], [None, 2.0, 1]]
+    loss = row_record(row, NO_TABLES).parts[0].loss
+    assert loss is not None and math.isnan(loss)
 
-    class Broken:
-        def __repr__(self) -> str:
-            raise RuntimeError
 
-    cycle: list[Any] = []
-    cycle.append(cycle)
-    value = {
-        1: Broken(),
-        "a": np.float32(0.5),
-        "b": {
-            2,
-        },
-        "c": (math.nan, -math.inf),
-        "d": cycle,
+def test_a_column_that_an_older_version_lacked_is_the_default() -> None:
+    """Null in any column but step and time leaves the field as a new record has it."""
+    row = dict.fromkeys([column.name for column in STEP_COLUMNS])
+    assert row_record(row | {"step": 3, "time": 1.0}, NO_TABLES) == StepRecord(3, 1.0)
+
+
+def test_every_field_comes_from_one_column() -> None:
+    """No field of a record or of its clip is restored twice, and names are not repeated."""
+    assert len({column.name for column in STEP_COLUMNS}) == len(STEP_COLUMNS)
+    restored = [(column.of_clip, column.field) for column in STEP_COLUMNS if column.field]
+    assert len(set(restored)) == len(restored)
+    # `cosine` is not kept on disk.
+    assert {name for of_clip, name in restored if of_clip} == {
+        field.name for field in fields(Clip) if field.compare
     }
-    plain = jsonable(value)
-    assert plain["1"] == "<Broken>"
-    assert plain["a"] == 0.5
-    assert plain["c"] == ["NaN", "-Infinity"]
-    assert json.loads(to_json(value)) == plain

@@ -1,7 +1,7 @@
+"""The run log, written."""
+
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
 import math
 import os
@@ -9,13 +9,14 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from small_runs import Clock, numbers, open_log, record, skipped
 
 from gradtrace.records import (
     ACTIVATION_COLUMNS,
@@ -26,7 +27,6 @@ from gradtrace.records import (
     LayerTable,
     NonFinite,
     RunInfo,
-    SkippedStep,
     StepRecord,
 )
 from gradtrace.records.histograms import BINS, LayerHistograms
@@ -34,73 +34,9 @@ from gradtrace.runlog import RunLog, create_run_directory, load_run, writer
 from gradtrace.runlog.segments import SegmentReader, segments
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def record(step: int, layers: tuple[str, ...] = ("a", "b")) -> StepRecord:
-    values = np.full((len(layers), 6), float(step))
-    return StepRecord(
-        step, 1000.0 + step, loss=0.5, gradients=LayerTable(layers, values, MOMENT_COLUMNS)
-    )
-
-
-def skipped(step: int, scale: float = 2.0) -> SkippedStep:
-    return SkippedStep(step=step, time=0.0, severity="info", message="skipped", scale=scale)
-
-
-def numbers(path: Path) -> list[int]:
-    return [item.step for item in load_run(path).records() if isinstance(item, StepRecord)]
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return create_run_directory(tmp_path / "runs", "run")
-
-
-def open_log(path: Path, **options: Any) -> RunLog:
-    return RunLog(path, RunInfo("run", 5.0, path), **options)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", ".", "..", ".hidden", "/", "/tmp/x", "a/b", "../x", "a\\b", "a\0b", "x" * 201, "é" * 101],
-)
-def test_names_that_could_escape_are_refused(tmp_path: Path, name: str) -> None:
-    """A run name is one plain folder name of at most 200 bytes; refusing makes no folder."""
-    with pytest.raises(ValueError, match=r"got .*; expected .*: choose a plain folder name"):
-        create_run_directory(tmp_path / "runs", name)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_taken_name_is_refused(path: Path) -> None:
-    """A run is never overwritten."""
-    with pytest.raises(ValueError, match=r"exists already.*choose another name"):
-        create_run_directory(path.parent, "run")
-
-
-@pytest.mark.parametrize("below", [".", "deeper"])
-def test_a_file_in_the_way_is_a_wrong_argument(tmp_path: Path, below: str) -> None:
-    """A directory that is a file, or lies below one, raises ValueError."""
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="a file is in the way"):
-        create_run_directory(tmp_path / "file" / below, "run")
-
-
-def test_an_unwritable_place_raises_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the system says about a place that cannot be written reaches the caller."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "no")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(PermissionError):
-        create_run_directory(tmp_path, "run")
 
 
 @pytest.mark.parametrize("option", ["max_bytes", "segment_bytes"])
@@ -128,7 +64,7 @@ def test_records_come_back_equal(path: Path) -> None:
             gradients=gradients,
             weights=gradients if step % 3 else None,
             activations=LayerTable((), np.empty((0, 8)), ACTIVATION_COLUMNS),
-            signals=LayerTable((f"new{step}",), np.full((1, 6), -0.0), MOMENT_COLUMNS),
+            output_gradients=LayerTable((f"new{step}",), np.full((1, 6), -0.0), MOMENT_COLUMNS),
             updates=LayerTable(("b",), np.array([[1.0, math.inf]]), UPDATE_COLUMNS),
             logged={"accuracy": 0.5},
             rank=1,
@@ -169,7 +105,7 @@ def test_everything_is_readable_while_the_run_goes_on(path: Path) -> None:
 def test_segments_are_plain_arrow_streams(path: Path) -> None:
     """Any Arrow reader opens a finished segment, and sees its end mark."""
     log = open_log(path)
-    log.append([record(0)])
+    log.append([record(0, ("a", "b"))])
     log.flush()
     log.append([record(1, ("a", "b", "c"))])
     log.close({})
@@ -284,103 +220,6 @@ def test_a_closed_log_counts_what_comes_late(path: Path) -> None:
     assert load_run(path).info["summary"] == {"a": 1}
 
 
-class Disk:
-    """Stands in for `os.write`: takes `room` bytes, a part of the last write too, then is full."""
-
-    def __init__(self, room: float) -> None:
-        self.room = room
-        self.write = os.write
-
-    def __call__(self, fd: int, data: bytes) -> int:
-        size = int(min(len(data), self.room))
-        if size == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.room -= size
-        return self.write(fd, memoryview(data)[:size])
-
-
-@pytest.mark.parametrize("cut", [True, False])
-@pytest.mark.parametrize("room", [0, 100, 1000, 2500, 3500, 4500, 6000])
-def test_a_full_disk_is_survived_wherever_it_strikes(
-    path: Path, monkeypatch: pytest.MonkeyPatch, room: int, cut: bool
-) -> None:
-    """Whatever write is cut short, and if the torn end cannot be cut off either: one warning,
-    nothing written twice or lost after recovery.
-    """
-    if not cut:
-        monkeypatch.setattr(os, "ftruncate", lambda fd, size: Disk(0)(fd, b"x"))
-    told: list[str] = []
-    clock = Clock()
-    log = open_log(path, clock=clock, flush_seconds=0.0, on_error=told.append)
-    log.append([record(0), skipped(0)])
-    disk = Disk(room)
-    monkeypatch.setattr(os, "write", disk)
-    for step in range(1, 9):
-        log.append([record(step), skipped(step)])
-        clock.now += 0.3
-    assert len(told) == 1
-    assert "cannot be written (No space left" in told[0] or "bytes were taken" in told[0]
-    disk.room = math.inf
-    clock.now += 100.0
-    log.append([record(9)])
-    assert len(told) == 2
-    assert "written again; 0 records were lost" in told[1]
-    log.close({})
-    assert numbers(path) == list(range(10))
-    assert load_run(path).gradients.num_rows == 20
-    assert all(r.gradients for r in load_run(path).records() if isinstance(r, StepRecord))
-    assert load_run(path).events == [skipped(step) for step in range(9)]
-
-
-def test_attempts_are_spaced_and_memory_is_bounded(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While the disk is full few attempts are made; the oldest steps go and are counted."""
-    told: list[str] = []
-    clock = Clock()
-    monkeypatch.setattr(writer, "HOLD_BYTES", 20_000)
-    log = open_log(path, clock=clock, flush_seconds=0.0, on_error=told.append)
-    disk = Disk(0)
-    tries = 0
-
-    def full(fd: int, data: bytes) -> int:
-        nonlocal tries
-        tries += 1
-        return disk(fd, data)
-
-    monkeypatch.setattr(os, "write", full)
-    for step in range(1000):
-        log.append([record(step)])
-        clock.now += 0.1
-    assert tries <= 10
-    assert log.lost > 900
-    assert len(log._pending) + log.lost == 1000
-    disk.room = math.inf
-    log.flush()
-    assert f"{log.lost} records were lost" in told[1]
-    kept = numbers(path)
-    assert kept == list(range(log.lost, 1000))
-    assert load_run(path).info["lost"] == log.lost
-
-
-def test_histograms_go_before_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk is full the oldest histograms are let go first, and no step is lost."""
-    clock = Clock()
-    some = LayerHistograms(("a", "b"), np.ones((2, BINS), np.int64), np.ones(2))
-    monkeypatch.setattr(writer, "HOLD_BYTES", 20 * some.nbytes)
-    log = open_log(path, clock=clock, flush_seconds=0.0)
-    disk = Disk(0)
-    monkeypatch.setattr(os, "write", disk)
-    for step in range(50):
-        log.append([StepRecord(step, float(step), histograms=some)])
-        clock.now += 0.1
-    disk.room = math.inf
-    log.close({})
-    assert log.lost == 0 and numbers(path) == list(range(50))
-    kept = set(load_run(path).histograms.column("step").to_pylist())
-    assert len(kept) > 5 and kept == set(range(min(kept), 50))
-
-
 def test_segments_are_small_in_memory(path: Path) -> None:
     """What is compressed well is cut into segments all the same, for they are read whole."""
     nothing = LayerHistograms(
@@ -397,78 +236,6 @@ def test_segments_are_small_in_memory(path: Path) -> None:
         rows = SegmentReader(file, "histograms").poll()
         assert rows is not None and rows.nbytes < 3_000_000
     assert [r.step for r in load_run(path).records() if isinstance(r, StepRecord)] == [*range(100)]
-
-
-def test_a_log_closed_on_a_full_disk_says_what_was_lost(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Closing never raises; what waits is counted."""
-    told: list[str] = []
-    log = open_log(path, on_error=told.append)
-    log.append([record(0)])
-    log.flush()
-    monkeypatch.setattr(os, "write", Disk(0))
-    log.append([record(1), record(2), skipped(2)])
-    log.close({})
-    assert log.lost == 3
-    assert "3 records were lost" in told[-1]
-    assert len(told) == 2
-    assert numbers(path) == [0]
-
-
-def test_a_directory_that_vanishes_and_comes_back_is_survived(path: Path) -> None:
-    """Deleting the run's folder is one warning; once it exists again it is a readable run."""
-    told: list[str] = []
-    log = open_log(path, on_error=told.append)
-    log.append([record(0), skipped(0)])
-    log.flush()
-    for file in path.iterdir():
-        file.unlink()
-    path.rmdir()
-    log.append([record(1), skipped(1)])
-    log.flush()
-    log.flush()
-    assert len(told) == 1
-    path.mkdir()
-    log.flush()
-    assert len(told) == 2
-    assert numbers(path) == [1]
-    assert load_run(path).events == [skipped(1)]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 320 KB."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    place = tmp_path / "disk"
-    place.mkdir()
-    if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=320k") != 0:
-        pytest.skip("mounting needs root")
-    yield place
-    libc.umount2(str(place).encode(), 2)
-
-
-def test_a_disk_that_really_is_full(small_disk: Path) -> None:
-    """On a full file system the log goes quiet after one warning and goes on when space comes."""
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * 190_000)
-    told: list[str] = []
-    path = create_run_directory(small_disk, "run")
-    log = open_log(path, on_error=told.append, segment_bytes=20_000)
-    names = tuple(map(str, range(50)))
-    for step in range(60):
-        log.append([record(step, names), skipped(step)])
-        log.flush()
-    assert len(told) == 1
-    ballast.unlink()
-    ballast.touch()
-    log.flush()
-    log.close({})
-    assert len(told) == 2
-    assert log.lost == 0
-    assert numbers(path) == list(range(60))
-    assert len(load_run(path).events) == 60
-    assert load_run(path).info["status"] == "finished"
 
 
 def test_a_forked_child_writes_nothing(path: Path) -> None:

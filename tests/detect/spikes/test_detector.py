@@ -18,7 +18,7 @@ from gradtrace.records import (
     Spike,
     StepRecord,
 )
-from gradtrace.runlog.schema import event_line, parse_event
+from gradtrace.runlog.eventlines import event_line, parse_event
 
 
 def test_a_spike_tells_its_batch_its_layers_and_the_batch_before() -> None:
