@@ -27,13 +27,13 @@ from gradtrace.detect.nonfinite import NonFiniteDetector
 from gradtrace.detect.skipped import SkippedStepDetector
 from gradtrace.detect.spikes.detector import SpikeDetector, latest_spikes
 from gradtrace.detect.spikes.rule import SpikeRule
-from gradtrace.exporter import Exporter, Watching, introduce, send_command
+from gradtrace.exporter import Exporter
 from gradtrace.guard import Guard
 from gradtrace.handover.handoff import Handoff
 from gradtrace.handover.step import LateLog, RawStep
 from gradtrace.measure.histograms import PER_LAYER
 from gradtrace.measure.parameters import Parameters
-from gradtrace.pipeline.worker import ExporterWorker, close_all, is_in_use, unique_names
+from gradtrace.pipeline.delivery import Delivery
 from gradtrace.records import Event, Record, RunInfo, RunNote, Spike, StepRecord
 from gradtrace.runlog import Backlog, RunLog, create_run_directory
 from gradtrace.sampling import Sampling
@@ -136,7 +136,7 @@ class Trace:
             )
         self._path: Path | None = None
         self._taps = ExitStack()
-        self._workers: list[ExporterWorker] = []
+        self._delivery = Delivery(settings.exporters)
         self._run_log: RunLog | None = None
         self._background: Background | None = None
         self._watch: Watch | None = None
@@ -179,7 +179,7 @@ class Trace:
             self._taps.close()
             if self._background is not None:
                 self._background.stop(time.monotonic())
-            close_all(self._workers, 1.0)
+            self._delivery.close(1.0)
             if self._run_log is not None:
                 self._run_log.close({}, status="failed to start")
             if self._path is not None:
@@ -214,21 +214,8 @@ class Trace:
                 flush_seconds=TICK,
                 on_error=self._on_disk_trouble,
             )
-        exporters = self._settings.exporters
-        for exporter, name in zip(exporters, unique_names(exporters), strict=True):
-            if is_in_use(exporter):
-                raise ValueError(
-                    f"the exporter {name!r} is in use by another trace that has not ended; "
-                    "expected one for each trace: make another"
-                )
-            introduce(exporter, name)
-            exporter.open(info)
-            backlog = None if self._path is None else Backlog(self._path)
-            worker = ExporterWorker(exporter, name=name, backlog=backlog, run=self._path)
-            self._workers.append(worker)
-        for exporter in exporters:
-            if isinstance(exporter, Watching):
-                exporter.watch(self._dropped_by_exporter)
+        path = self._path
+        self._delivery.open(info, None if path is None else lambda: Backlog(path))
         counted = len(self._parameters.tensors) if self._settings.sampling.histograms else 0
         handoff: Handoff[RawStep | LateLog] = Handoff(reserve=4 * PER_LAYER * counted)
         self._handoff = handoff
@@ -255,15 +242,14 @@ class Trace:
             self._detectors(watch.forward_order()),
             [self._recent.add, self._sum_up]
             + ([self._run_log.append] if self._run_log is not None else [])
-            + [worker.offer for worker in self._workers]
+            + [self._delivery.offer]
             + ([self._call_back] if self._settings.on_spike else []),
             self._guard,
             name=f"gradtrace-{self.name}",
             scores=lambda: {} if self._spikes is None else self._spikes.scores,
             tick=self._run_log.flush if self._run_log is not None else _nothing,
         )
-        for worker in self._workers:
-            worker.start()
+        self._delivery.start()
         self._background.start()
         watch.attach(self._taps, self._settings.loaders)
         self._loader_given = bool(self._settings.loaders)
@@ -352,7 +338,7 @@ class Trace:
         self._background.stop(time.monotonic() + drain)
         if self._run_log is not None:
             self._run_log.flush()
-        return close_all(self._workers, close_timeout)
+        return self._delivery.close(close_timeout)
 
     def _look_for_misuse(self) -> None:
         """Notes why there is nothing to see where there should be."""
@@ -372,29 +358,9 @@ class Trace:
     def _settle(self, left: Mapping[str, str], status: str) -> None:
         """Tells what is owed and lost, and ends the run log."""
         assert self._background is not None
-        commands = {
-            worker.name: send_command(worker.exporter, str(self._path), worker.name)
-            for worker in self._workers
-        }
-        for name, owed in left.items():
-            if owed:
-                self._note(
-                    f"exporter {name}",
-                    f"exporter {name!r} still owes {owed}"
-                    + (
-                        f": deliver it with `{commands[name]}`"
-                        if self._path is not None
-                        else ", which is lost: there is no run log"
-                    ),
-                )
-                logger.warning("%s", self._notes[-1].message)
-        for worker in self._workers:
-            if worker.dropped:
-                self._note(
-                    f"exporter {worker.name}",
-                    f"exporter {worker.name!r} lost {worker.dropped} records: it could not keep up"
-                    " and they could not be read back from a run log",
-                )
+        for source, message in self._delivery.troubles(left, self._path):
+            self._note(source, message)
+            logger.warning("%s", message)
         if self._handoff.dropped:
             self._note(
                 "hand-over",
@@ -446,9 +412,7 @@ class Trace:
             return True
         deadline = time.monotonic() + timeout
         done = self._background.flush(deadline)
-        for worker in self._workers:
-            done = worker.flush(max(0.0, deadline - time.monotonic())) and done
-        return done
+        return self._delivery.flush(deadline - time.monotonic()) and done
 
     def suspects(
         self,
@@ -541,9 +505,6 @@ class Trace:
     def dropped(self) -> int:
         """Steps that were lost because the background thread could not keep up."""
         return self._handoff.dropped if self._state in ("running", "closed") else 0
-
-    def _dropped_by_exporter(self) -> dict[str, int]:
-        return {worker.name: worker.dropped for worker in self._workers}
 
     # -- notes ---
 
