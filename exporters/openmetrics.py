@@ -33,6 +33,7 @@ class OpenMetricsExporter:
     """
 
     name = "openmetrics"
+    whole = True
 
     def __init__(
         self, file: str | os.PathLike[str], *, layers: Layers = 20, max_series: int = 1000

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, Protocol, runtime_checkable
 
 from gradtrace.records import Event, RunInfo, StepRecord
 
 GROUP = "gradtrace.exporters"
 """The entry-point group in which packages announce exporters."""
+_POSITIONAL = (
+    Parameter.POSITIONAL_ONLY,
+    Parameter.POSITIONAL_OR_KEYWORD,
+    Parameter.VAR_POSITIONAL,
+)
+_COLLECTING = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 @runtime_checkable
 class Exporter(Protocol):
-    """Sends records somewhere.
+    """Sends records somewhere. Three verbs and a name; nothing is inherited or registered.
 
     `open` runs on the user's thread when the trace starts and may raise for wrong settings;
     `export` and `close` run on the exporter's own thread. An `export` that raises is retried with
     the same records, so it should either take all of them or none.
 
-    Two more methods are called where an exporter has them. `remember(records)`, before any export
-    of `gradtrace send`, gets what an earlier process has delivered: it shall not be sent again, but
-    counts and totals go on from it. `watch(dropped)`, after `open`, gets a callable that tells how
-    many records each exporter of the trace has lost, by name; it may be called from any thread.
+    What an exporter may have besides is optional, and each on its own: the methods of
+    `Remembering`, `Watching`, `Resent` and `Hurried`, and three attributes:
 
-    An exporter that hands records to somebody who writes them down later has an attribute
-    `settling`: after so many seconds, and after `close`, they are safe even if the process is
-    killed. Its cursor is that much behind. It makes something new of what it is sent, so that it
-    is not opened by `gradtrace send` when nothing is owed.
-
-    An attribute `known_as` is set before `open` to the name that tells it from others of its kind
-    in the trace ("mlflow-2"). `resent()` gives the environment variables and the arguments with
-    which `gradtrace send` makes an exporter with the same settings. `hurry()` is called when the
-    trace has waited for `close` as long as it does.
+    - `known_as`, a string, is set before `open` to the name that tells the exporter from others of
+      its kind in the trace ("mlflow-2").
+    - `settling`, seconds: it hands records to somebody who writes them down later. After so long,
+      and after `close`, they are safe even if the process is killed; the cursor is that much
+      behind. It makes something new of what it is sent, so that `gradtrace send` does not open it
+      when nothing is owed.
+    - `whole = True`: it makes one thing of the whole run, such as a file. No cursor is kept, and
+      `gradtrace send` gives it all of the run each time.
     """
 
     name: str
@@ -55,7 +57,32 @@ class Remembering(Protocol):
     """An exporter whose values depend on records delivered before."""
 
     def remember(self, records: Sequence[StepRecord | Event]) -> None:
-        """Takes records in, without sending them."""
+        """Gets what an earlier process has delivered, before any export of `gradtrace send`.
+
+        It shall not be sent again, but counts and totals go on from it.
+        """
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """An exporter that shows how the trace's exporters fare."""
+
+    def watch(self, dropped: Callable[[], Mapping[str, int]]) -> None:
+        """How many records each exporter has lost, by name; called after `open`.
+
+        `dropped` may be called from any thread.
+        """
+
+
+@runtime_checkable
+class Resent(Protocol):
+    """An exporter whose settings `gradtrace send` has to be told."""
+
+    def resent(self) -> tuple[Mapping[str, str], Sequence[str]]:
+        """Environment variables and arguments that make one with the same settings.
+
+        No secrets, for they are shown.
+        """
 
 
 @runtime_checkable
@@ -64,36 +91,6 @@ class Hurried(Protocol):
 
     def hurry(self) -> None:
         """The trace waits no longer: `close`, running in another thread, is to return."""
-
-
-@runtime_checkable
-class Resent(Protocol):
-    """An exporter whose settings `gradtrace send` has to be told."""
-
-    def resent(self) -> tuple[Mapping[str, str], Sequence[str]]:
-        """Environment variables and arguments; no secrets, for they are shown."""
-
-
-def introduce(exporter: Exporter, name: str) -> None:
-    """Tells an exporter by which name its trace knows it, if it wants to know."""
-    if hasattr(exporter, "known_as"):
-        exporter.known_as = name
-
-
-def send_command(exporter: Exporter, run: str, name: str) -> str:
-    """The command line that delivers later what an exporter owes."""
-    environment, arguments = exporter.resent() if isinstance(exporter, Resent) else ({}, ())
-    words = [f"{key}={shlex.quote(value)}" for key, value in environment.items()]
-    words += ["gradtrace", "send", shlex.quote(run), "--to", name, *map(shlex.quote, arguments)]
-    return " ".join(words)
-
-
-@runtime_checkable
-class Watching(Protocol):
-    """An exporter that shows how the trace's exporters fare."""
-
-    def watch(self, dropped: Callable[[], Mapping[str, int]]) -> None:
-        """How many records each exporter has lost can be asked of `dropped`."""
 
 
 def resolve_exporters(specs: Any) -> list[Exporter]:
@@ -108,7 +105,7 @@ def resolve_exporters(specs: Any) -> list[Exporter]:
         raise TypeError(
             f'exporters is {got}; expected a list such as ["console"]: put it in brackets'
         )
-    found = [_by_name(spec) if isinstance(spec, str) else _checked(spec) for spec in specs]
+    found = [make_exporter(spec) if isinstance(spec, str) else _checked(spec) for spec in specs]
     for at, exporter in enumerate(found):
         if any(exporter is other for other in found[:at]):
             raise ValueError(
@@ -116,6 +113,18 @@ def resolve_exporters(specs: Any) -> list[Exporter]:
                 "leave one out, or make a second one"
             )
     return found
+
+
+def make_exporter(name: str, argument: str | None = None) -> Exporter:
+    """The exporter of this entry point, with default settings; `argument` is its first one.
+
+    Raises TypeError where it takes no argument or needs one, ValueError for an unknown name,
+    ImportError (with the pip line) when the package behind it is missing, and what the exporter
+    raises for an argument that it cannot use.
+    """
+    factory = _factory(name)
+    _check_argument(name, factory, argument)
+    return _checked(factory() if argument is None else factory(argument))
 
 
 def _checked(exporter: Any) -> Exporter:
@@ -143,7 +152,7 @@ def _checked(exporter: Any) -> Exporter:
     return checked
 
 
-def _by_name(name: str) -> Exporter:
+def _factory(name: str) -> Callable[..., Any]:
     found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:
         known = ", ".join(repr(known) for known in sorted(found)) or "none is installed"
@@ -152,18 +161,36 @@ def _by_name(name: str) -> Exporter:
             "install the package that brings it"
         )
     try:
-        factory = found[name].load()
+        factory: Callable[..., Any] = found[name].load()
     except ImportError as error:
         raise ImportError(
             f"the exporter {name!r} needs a package that is not installed ({error}): "
             f'pip install "gradtrace[{name}]"',
             name=error.name,
         ) from error
-    try:
-        signature(factory).bind()
-    except TypeError as error:
+    return factory
+
+
+def _check_argument(name: str, factory: Callable[..., Any], argument: str | None) -> None:
+    """Raises TypeError where the factory cannot be called with this argument alone, or without."""
+    parameters = list(signature(factory).parameters.values())
+    takes = [p for p in parameters if p.kind in _POSITIONAL]
+    needs = [
+        p.name for p in parameters if p.default is Parameter.empty and p.kind not in _COLLECTING
+    ]
+    called = getattr(factory, "__name__", name)
+    if argument is not None and not takes:
         raise TypeError(
-            f"the exporter {name!r} has settings without a default ({error}); expected one that "
-            f"needs none: pass an object instead, {getattr(factory, '__name__', name)}(...)"
-        ) from error
-    return _checked(factory())
+            f"the exporter {name!r} takes no argument, and got {argument!r}: leave it out, or make "
+            f"an object with the settings it has, {called}(...)"
+        )
+    if argument is not None and needs[:1] == [takes[0].name]:
+        del needs[0]
+    if needs:
+        listed = ", ".join(repr(need) for need in needs)
+        raise TypeError(
+            f"the exporter {name!r} has settings without a default ({listed}); expected "
+            + ("one that needs none" if argument is None else "no more than one")
+            + f": pass an object instead, {called}(...), or to `gradtrace send` the setting as its "
+            "argument"
+        )

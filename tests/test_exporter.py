@@ -1,65 +1,164 @@
-"""What the trace says to an exporter, and how it is made again to deliver later."""
+"""What an exporter is, and how one is found by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import nn
 
-from gradtrace import gradtrace
-from gradtrace.exporter import introduce, send_command
-from gradtrace.testing import FailingExporter, RecordingExporter
-
-
-class Chosen(RecordingExporter):
-    known_as = ""
-
-    def resent(self) -> tuple[Mapping[str, str], Sequence[str]]:
-        return {"SOME_URL": "http://a b", "KIND": "x"}, ["a folder", "-v"]
+from gradtrace import exporter as exporter_module
+from gradtrace.exporter import make_exporter, resolve_exporters
+from gradtrace.records import Record, RunInfo
+from gradtrace.testing import HangingExporter, RecordingExporter
 
 
-def test_the_command_has_the_exporters_settings() -> None:
-    """Environment before it and arguments behind it, quoted for a shell; or neither."""
-    assert send_command(Chosen(), "runs/my run", "chosen-2") == (
-        "SOME_URL='http://a b' KIND=x gradtrace send 'runs/my run' --to chosen-2 'a folder' -v"
-    )
-    assert send_command(RecordingExporter(), "r", "recording") == "gradtrace send r --to recording"
+def test_an_exporter_is_given_once() -> None:
+    """The same object twice is refused: it would be opened twice and closed once."""
+    exporter = RecordingExporter()
+    with pytest.raises(ValueError, match="the same RecordingExporter twice"):
+        resolve_exporters([exporter, "console", exporter])
+    assert len(resolve_exporters([exporter, RecordingExporter()])) == 2
 
 
-def test_it_learns_its_name_if_it_wants_to() -> None:
-    """`known_as` is set where there is one, and nothing is put on other objects."""
-    chosen, plain = Chosen(), RecordingExporter()
-    introduce(chosen, "recording-2")
-    introduce(plain, "recording-3")
-    assert chosen.known_as == "recording-2" and not hasattr(plain, "known_as")
+class WithSettings(RecordingExporter):
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
 
 
-def test_names_are_told_before_it_is_opened() -> None:
-    """The second of a kind in a trace knows its number."""
-    first, second = Chosen(), Chosen()
-    with gradtrace(nn.Linear(2, 2), exporters=[first, second], directory=None):
-        assert (first.known_as, second.known_as) == ("recording", "recording-2")
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entry points: one that works and one whose package is missing."""
+    values = {
+        "good": "gradtrace.testing:RecordingExporter",
+        "missing": "no_such_package_anywhere:Exporter",
+    }
+    points = [EntryPoint(name, value, exporter_module.GROUP) for name, value in values.items()]
+    monkeypatch.setattr(exporter_module, "entry_points", lambda group: points)
 
 
-def test_one_object_serves_one_trace_at_a_time(tmp_path: Path) -> None:
-    """A second trace refuses it at once and leaves the first alone; after its end it is welcome."""
-    model, exporter = nn.Linear(2, 2), RecordingExporter()
-    with gradtrace(model, exporters=[exporter], directory=None) as trace:
-        inner = gradtrace(model, exporters=[exporter], directory=None)
-        with pytest.raises(ValueError, match=r"'recording' is in use by another trace.*another"):
-            inner.start()
-        assert not exporter.closed
-        trace.log(a=1)
-    assert exporter.closed
-    with gradtrace(model, exporters=[exporter], directory=tmp_path):
-        pass
+@pytest.mark.usefixtures("installed")
+def test_names_become_exporters_and_objects_stay() -> None:
+    """A name gives a new exporter with defaults, an object is used as it is."""
+    own = HangingExporter()
+    found = resolve_exporters(["good", own])
+    assert isinstance(found[0], RecordingExporter) and found[1] is own
 
 
-def test_one_that_was_left_behind_may_be_used_again() -> None:
-    """An exporter that hung at the end of its trace keeps no later one from starting."""
-    model, exporter = nn.Linear(2, 2), FailingExporter()
-    for _ in range(2):
-        with gradtrace(model, exporters=[exporter], directory=None, close_timeout=0.1) as trace:
-            trace.log(a=1)
+@pytest.mark.usefixtures("installed")
+def test_an_unknown_name_is_told_with_those_there_are() -> None:
+    """The message has what was given and what could have been."""
+    with pytest.raises(ValueError, match=r"'goood'.*'good', 'missing'"):
+        resolve_exporters(["goood"])
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_missing_package_is_told_with_the_command_that_installs_it() -> None:
+    """The ImportError names the extra."""
+    with pytest.raises(ImportError, match=r'pip install "gradtrace\[missing\]"') as caught:
+        resolve_exporters(["missing"])
+    assert caught.value.name == "no_such_package_anywhere"
+
+
+def test_an_exporter_that_needs_settings_is_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name whose exporter has settings without default asks for an object."""
+    point = EntryPoint("s", "any:thing", exporter_module.GROUP)
+    monkeypatch.setattr(exporter_module, "entry_points", lambda group: [point])
+    monkeypatch.setattr(EntryPoint, "load", lambda self: WithSettings)
+    with pytest.raises(TypeError, match=r"'directory'.*WithSettings\(\.\.\.\)"):
+        resolve_exporters(["s"])
+
+
+class NoClose:
+    name = "x"
+
+    def open(self, run: RunInfo) -> None: ...
+
+    def export(self, records: Sequence[Record]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("console", "brackets"),
+        (3, "int"),
+        ([NoClose()], "NoClose.*lacks close"),
+        ([object()], "lacks name, open, export, close"),
+        ([RecordingExporter], "class RecordingExporter"),
+        ([RecordingExporter("")], "name"),
+    ],
+)
+def test_what_is_no_exporter_is_refused(given: Any, told: str) -> None:
+    """A TypeError says what was given and what it lacks."""
+    with pytest.raises(TypeError, match=told):
+        resolve_exporters(given)
+
+
+class Port(RecordingExporter):
+    """Has a first setting that is no string."""
+
+    def __init__(self, port: int = 1, *, name: str = "port") -> None:
+        if not isinstance(port, int):
+            raise TypeError(f"port is {port!r}; expected a number")
+        super().__init__(name)
+
+
+class Two(RecordingExporter):
+    def __init__(self, server: str, table: str) -> None:
+        super().__init__(server + table)
+
+
+class KeywordsOnly(RecordingExporter):
+    def __init__(self, *, server: str = "") -> None:
+        super().__init__(server or "none")
+
+
+class Anything(RecordingExporter):
+    def __init__(self, *args: str, **more: str) -> None:
+        super().__init__("/".join(args) or "none")
+
+
+@pytest.fixture
+def factories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entry points that are called with the names of the classes above."""
+    made = {made.__name__: made for made in (WithSettings, Port, Two, KeywordsOnly, Anything)}
+    points = [EntryPoint(name, "any:thing", exporter_module.GROUP) for name in made]
+    monkeypatch.setattr(exporter_module, "entry_points", lambda group: points)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: made[self.name])
+
+
+@pytest.mark.usefixtures("factories")
+def test_an_argument_is_the_first_setting() -> None:
+    """The entry point is called with it where one is given, and with nothing otherwise."""
+    assert make_exporter("WithSettings", "here").name == "here"
+    assert make_exporter("Anything", "here").name == "here"
+    assert make_exporter("Anything").name == "none"
+    assert make_exporter("Port").name == "port"
+
+
+@pytest.mark.usefixtures("factories")
+@pytest.mark.parametrize(
+    ("name", "argument", "told"),
+    [
+        ("WithSettings", None, r"'WithSettings'.*'directory'.*needs none"),
+        ("Two", None, r"'server', 'table'.*needs none"),
+        ("Two", "here", r"\('table'\).*no more than one"),
+        ("KeywordsOnly", "here", r"'KeywordsOnly' takes no argument, and got 'here'"),
+        ("Port", "9999", "port is '9999'; expected a number"),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_told(name: str, argument: str | None, told: str) -> None:
+    """One that is missing, with the setting's name; one too many; one the exporter refuses."""
+    with pytest.raises(TypeError, match=told):
+        make_exporter(name, argument)
+
+
+def test_our_own_exporters_take_what_they_say(tmp_path: Path) -> None:
+    """The file for one; a port as text is refused by the other."""
+    assert make_exporter("openmetrics", str(tmp_path / "file")).name == "openmetrics"
+    with pytest.raises(TypeError, match=r"'openmetrics'.*'file'"):
+        make_exporter("openmetrics")
+    with pytest.raises((TypeError, ValueError), match="9999"):
+        make_exporter("prometheus", "9999")

@@ -32,7 +32,7 @@ LAW: dict[str, str] = {
     "assemble": "guard handover measure records",
     "detect": "records thresholds",
     "runlog": "records",
-    "pipeline": "exporter records",
+    "pipeline": "exporter records runlog.atomic",
     "metrics": "detect.clipping records thresholds",
     "exporters": "exporter metrics pipeline.redact records thresholds",
     "analysis": "records",

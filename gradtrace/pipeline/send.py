@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gradtrace.exporter import Exporter, Remembering, introduce
+from gradtrace.exporter import Exporter
+from gradtrace.pipeline.adapter import Adapter
 from gradtrace.pipeline.position import Cursor, Position
-from gradtrace.pipeline.worker import BATCH, Backlog
+from gradtrace.pipeline.queue import BATCH, Backlog
 from gradtrace.records import Record, RunInfo, StepRecord
 
 logger = logging.getLogger("gradtrace")
@@ -37,31 +38,32 @@ def deliver(
     """Sends everything after the exporter's cursor, in the caller's thread.
 
     `name` is the exporter's name in its trace, where two of a kind are told apart ("mlflow-2").
-    `again` starts from the beginning. Each batch is tried `tries` times with growing pauses; the
-    last error is raised, and the cursor stands where it got to, so a later call goes on there.
-    Where the run directory cannot be written to, a warning is logged before anything is sent, and
-    a later call sends all of this again.
+    `again` starts from the beginning, where an exporter that makes one thing of the whole run
+    always starts. Each batch is tried `tries` times with growing pauses; the last error is raised,
+    and the cursor stands where it got to, so a later call goes on there. Where the run directory
+    cannot be written to, a warning is logged before anything is sent, and a later call sends all of
+    this again.
     """
-    introduce(exporter, name or exporter.name)
-    cursor = _Kept(Cursor(info.path, name or exporter.name))
+    adapter = Adapter(exporter, name)
+    cursor = _Kept(adapter.cursor(info.path))
     stored = cursor.load()
     position = Position() if again else stored
-    settling = getattr(exporter, "settling", 0.0) > 0
+    settling = adapter.settling > 0
     if settling and not backlog.read_since(position.step, position.event, 1)[0]:
         return Delivered(0, 0)
     cursor.save(stored)
-    exporter.open(info)
+    adapter.open(info)
     steps = events = 0
     try:
-        if isinstance(exporter, Remembering) and position != Position():
-            _remember(backlog, exporter, position)
+        if adapter.remembers and position != Position():
+            _remember(backlog, adapter, position)
         while True:
             records, step, event = backlog.read_since(position.step, position.event, BATCH)
             if not records:
                 break
             for attempt in range(tries):
                 try:
-                    exporter.export(records)
+                    adapter.export(records)
                     break
                 except Exception:
                     if attempt + 1 == tries:
@@ -74,9 +76,9 @@ def deliver(
             steps, events = steps + done, events + len(records) - done
     except BaseException:
         with contextlib.suppress(Exception):  # what went wrong first is told
-            exporter.close()
+            adapter.close()
         raise
-    exporter.close()
+    adapter.close()
     if settling:
         cursor.save(position)
     return Delivered(steps, events)
@@ -104,7 +106,7 @@ class _Kept:
             )
 
 
-def _remember(backlog: Backlog, exporter: Remembering, until: Position) -> None:
+def _remember(backlog: Backlog, adapter: Adapter, until: Position) -> None:
     """Shows the exporter what it has delivered before."""
     seen = Position()
     while seen.step < until.step or seen.event < until.event:
@@ -121,5 +123,5 @@ def _remember(backlog: Backlog, exporter: Remembering, until: Position) -> None:
                 if number < until.event:
                     known.append(record)
                 number += 1
-        exporter.remember(known)
+        adapter.remember(known)
         seen = Position(step, event)

@@ -1,4 +1,4 @@
-"""One bounded queue and one daemon thread per exporter.
+"""One exporter's thread.
 
 A slow or dead backend costs its own records at most, and with a run log not even those: when the
 queue is full it is emptied and the exporter catches up from the log once the backend answers.
@@ -12,52 +12,22 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
-from gradtrace.exporter import Exporter, Hurried
-from gradtrace.pipeline.position import Cursor, Position, safe_name
+from gradtrace.exporter import Exporter
+from gradtrace.pipeline.adapter import Adapter
+from gradtrace.pipeline.position import Cursor, Position, Progress
+from gradtrace.pipeline.queue import BATCH, CAPACITY, MAX_BYTES, Backlog, Owed, Queue
 from gradtrace.pipeline.redact import redacted
-from gradtrace.records import Record, StepRecord, table_bytes, without_histograms
+from gradtrace.records import Record
 
 logger = logging.getLogger("gradtrace")
 
-CAPACITY = 4096
-MAX_BYTES = 64 << 20
-BATCH = 256
-CURSOR_EVERY = 0.2
 POLL = 0.1
 PATIENCE = 10.0
 """Seconds to wait for records that were offered but do not appear in the log."""
-
-
-class Backlog(Protocol):
-    """Where an exporter that fell behind reads what it missed."""
-
-    def read_since(
-        self, step: int, event: int, limit: int, *, final: bool = False
-    ) -> tuple[list[Record], int, int]:
-        """Records after a position, in order, and the position after them.
-
-        `step` is the first step number not delivered yet, `event` how many events were. `final`
-        asks also for what waits for something that may never come.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Owed:
-    """How many records were offered and neither delivered nor dropped."""
-
-    steps: int = 0
-    events: int = 0
-
-    def __str__(self) -> str:
-        """In words: "3 steps and 1 event"; empty for none."""
-        counts = ((self.steps, "step"), (self.events, "event"))
-        return " and ".join(f"{n:,} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n > 0)
+HURRY = 0.5
+"""Seconds that a `close` which was asked to return gets for it."""
 
 
 def growing_pauses() -> Iterator[float]:
@@ -71,9 +41,9 @@ def growing_pauses() -> Iterator[float]:
 class ExporterWorker:
     """Delivers records to one exporter, in order, each once.
 
-    `name` tells exporters of one kind apart. `capacity` and `max_bytes` (of layer tables) bound the
-    queue; with a `backlog` a full queue loses nothing, without one the oldest go and are counted
-    in `dropped`, as is what the log does not show within `patience` seconds. `failures` counts
+    `capacity` and `max_bytes` (of layer tables) bound the queue; with a `backlog` a full queue
+    loses nothing, without one the oldest go and are counted in `dropped`, as is what the log does
+    not show within `patience` seconds. How far it has got is stored in `cursor`. `failures` counts
     exports that raised. Costs the offering thread about 5 us a call and 1 us a record.
 
     Raises ValueError for bounds that are not positive.
@@ -81,49 +51,31 @@ class ExporterWorker:
 
     def __init__(
         self,
-        exporter: Exporter,
+        adapter: Adapter,
         *,
-        name: str | None = None,
         backlog: Backlog | None = None,
-        run: Path | None = None,
+        cursor: Cursor | None = None,
         capacity: int = CAPACITY,
         max_bytes: int = MAX_BYTES,
         pauses: Callable[[], Iterator[float]] = growing_pauses,
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if capacity < 1 or max_bytes < 1 or not patience >= 0:
-            raise ValueError(
-                f"got capacity={capacity}, max_bytes={max_bytes}, patience={patience}; expected at "
-                "least one record, one byte and no negative time"
-            )
-        self.name = name or exporter.name
-        self.dropped = 0
+        if not patience >= 0:
+            raise ValueError(f"got patience={patience}; expected seconds, 0 or more")
+        self.adapter = adapter
+        self.name = adapter.name
         self.failures = 0
-        self.exporter = exporter
         self._backlog = backlog
-        self._capacity = capacity
-        self._max_bytes = max_bytes
         self._pauses = pauses
         self._patience = patience
         self._clock = clock
-        self._cursor = Cursor(run, self.name)
-        self._saved = (Position(), clock())
-        self._settling = float(getattr(exporter, "settling", 0.0))
-        self._safe = Position()
-        self._unsettled: deque[tuple[float, Position]] = deque()
+        self._progress = Progress(cursor or Cursor(None, self.name), adapter.settling, clock)
         self._told: set[str] = set()
 
         self._changed = threading.Condition()
-        # All below changes under the lock. Delivered lies before _done, the queue after _head.
-        self._done = Position()
-        self._head = Position()
-        self._offered = Position()
-        self._owed = Owed()
-        self._queue: deque[Record] = deque()
-        self._bytes = 0
-        self._queueing = True
-        self._behind = False
+        # All below changes under the lock.
+        self._queue = Queue(log=backlog is not None, capacity=capacity, max_bytes=max_bytes)
         self._closing = False
         self._left = False
         self._ended = False
@@ -148,6 +100,22 @@ class ExporterWorker:
         over = self.started and not self._thread.is_alive()
         return not (over or self._left or self._inert)
 
+    @property
+    def dropped(self) -> int:
+        """How many records were offered and are lost."""
+        return self._queue.dropped
+
+    @property
+    def owed(self) -> Owed:
+        """What was offered and neither delivered nor dropped."""
+        with self._changed:
+            return self._queue.owed
+
+    @property
+    def debt(self) -> str:
+        """After `join`: what is still owed, in words; empty where everything was delivered."""
+        return str(self.owed) or ("the end of its run" if self._left else "")
+
     def offer(self, records: Sequence[Record]) -> None:
         """Takes records in order; never waits for the backend and never raises. Any one thread."""
         if self._inert or not records:
@@ -155,15 +123,7 @@ class ExporterWorker:
         with self._changed:
             if self._ended:
                 return
-            before, self._offered = self._offered, after(self._offered, records)
-            events = self._offered.event - before.event
-            self._owed = Owed(self._owed.steps + len(records) - events, self._owed.events + events)
-            lost = 0
-            if self._queueing:
-                self._queue.extend(records)
-                self._bytes += sum(map(_size, records))
-                if len(self._queue) > self._capacity or self._bytes > self._max_bytes:
-                    lost = self._make_room()
+            lost = self._queue.put(records)
             self._changed.notify_all()
         if lost:
             self._tell("loses records, the oldest first: there is no run log to catch up from")
@@ -171,22 +131,17 @@ class ExporterWorker:
     def flush(self, timeout: float) -> bool:
         """Waits until everything offered so far is delivered; False after `timeout` seconds."""
         with self._changed:
-            goal = self._offered
+            goal = self._queue.offered
             self._changed.wait_for(
-                lambda: _reached(self._done, goal) or not self._thread.is_alive(), timeout
+                lambda: self._queue.done.reached(goal) or not self._thread.is_alive(), timeout
             )
-            return self._inert or _reached(self._done, goal)
-
-    @property
-    def owed(self) -> Owed:
-        """What was offered and neither delivered nor dropped."""
-        with self._changed:
-            return self._owed
+            return self._inert or self._queue.done.reached(goal)
 
     def begin_close(self) -> None:
         """Asks the thread to deliver what is left, without pauses, and to close the exporter.
 
-        What was offered is on disk by now, if the disk takes it.
+        What was offered is on disk by now, if the disk takes it. A worker that was never started
+        closes its exporter all the same.
         """
         with self._changed:
             self._closing = True
@@ -200,64 +155,11 @@ class ExporterWorker:
         """Waits for the thread; False if it is still busy and was left to itself."""
         if self.started and not self._inert:
             self._thread.join(max(0.0, timeout))
-            if self._thread.is_alive() and isinstance(self.exporter, Hurried):
-                self.exporter.hurry()
-                self._thread.join(0.5)
+            if self._thread.is_alive() and self.adapter.hurry():
+                self._thread.join(HURRY)
         # What it has not begun to send by now is owed: it may be sent by another process.
         self._left = self._thread.is_alive()
         return not self._left
-
-    # -- the queue, under the lock ---
-
-    def _make_room(self) -> int:
-        """Empties the queue in favour of the log, or drops the oldest; how many were lost."""
-        if self._backlog is not None:
-            self._queue.clear()
-            self._bytes = 0
-            self._queueing, self._behind = False, True
-            return 0
-        if self._bytes > self._max_bytes:
-            self._thin_out()
-        lost: list[Record] = []
-        while len(self._queue) > self._capacity or (
-            self._bytes > self._max_bytes and len(self._queue) > 1
-        ):
-            lost.append(self._queue.popleft())
-            self._bytes -= _size(lost[-1])
-        self._head = after(self._head, lost)
-        self._settle(lost)
-        self.dropped += len(lost)
-        return len(lost)
-
-    def _thin_out(self) -> None:
-        """Lets go of the oldest histograms, before whole records have to go."""
-        slim: deque[Record] = deque()
-        for record in self._queue:
-            if isinstance(record, StepRecord) and self._bytes > self._max_bytes * 0.75:
-                record, saved = without_histograms(record)
-                self._bytes -= saved
-            slim.append(record)
-        self._queue = slim
-
-    def _take(self) -> list[Record]:
-        records = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-        self._bytes -= sum(map(_size, records))
-        self._head = after(self._head, records)
-        return records
-
-    def _settle(self, records: Sequence[Record]) -> None:
-        events = after(Position(), records).event
-        self._owed = Owed(self._owed.steps - len(records) + events, self._owed.events - events)
-
-    def _go_live(self) -> int:
-        """Ends the catching up; what lies before the queue and was not found is lost."""
-        events = after(Position(), self._queue).event
-        queued = Owed(len(self._queue) - events, events)
-        lost = self._owed.steps + self._owed.events - queued.steps - queued.events
-        self._owed = queued
-        self._behind = False
-        self.dropped += lost
-        return lost
 
     # -- the exporter's own thread ---
 
@@ -267,38 +169,36 @@ class ExporterWorker:
             if records and not self._deliver(records):
                 break
             with self._changed:
-                self._settle(records)
-                self._done = position
+                self._queue.deliver(records, position)
                 self._changed.notify_all()
-            if self._settling and records:
-                self._unsettled.append((self._clock(), position))
-            self._save_cursor()
+            self._progress.advance(position)
+            self._progress.store()
             if self._left:
                 break
         with self._changed:
             self._ended = True
             self._queue.clear()
             self._changed.notify_all()
-        self._save_cursor(at_once=True)
+        self._progress.store(at_once=True)
         try:
-            self.exporter.close()
+            self.adapter.close()
         except (Exception, SystemExit) as error:
             self.failures += 1
             logger.warning("exporter %s failed to close: %s", self.name, redacted(repr(error)))
         else:
-            self._settling = 0.0
-            self._save_cursor(at_once=True)
+            self._progress.settle()
+            self._progress.store(at_once=True)
 
     def _next_batch(self) -> tuple[list[Record], Position] | None:
         """The next records and the position after them; None when there is nothing left to do."""
         with self._changed:
-            idle = None if self._done == self._saved[0] else max(CURSOR_EVERY, self._settling / 4)
+            queue = self._queue
             if not self._changed.wait_for(
-                lambda: self._queue or self._behind or self._closing, idle
+                lambda: len(queue) or queue.behind or self._closing, self._progress.pause
             ):
-                return [], self._done  # a pause in the run is a good time to store the cursor
-            if not self._behind:
-                return (self._take(), self._head) if self._queue else None
+                return [], queue.done  # a pause in the run is a good time to store the cursor
+            if not queue.behind:
+                return (queue.take(), queue.head) if len(queue) else None
         return self._from_backlog()
 
     def _from_backlog(self) -> tuple[list[Record], Position] | None:
@@ -309,17 +209,15 @@ class ExporterWorker:
             final = closing or self._clock() >= give_up
             records, position = self._read_backlog(final)
             with self._changed:
-                goal = self._head if self._queueing else self._offered
-                wanted = _before(goal, self._done, records)
-                if wanted:
-                    whole = len(wanted) == len(records)
-                    return wanted, position if whole else after(self._done, wanted)
-                caught_up = self._queueing
+                queue = self._queue
+                wanted = queue.wanted(records, position)
+                if wanted is not None:
+                    return wanted
+                caught_up = queue.filling
                 if not caught_up:
-                    # The queue is complete from here on, so this is how far the log is needed.
-                    self._queueing, self._head = True, self._offered
-                if _reached(self._done, self._head) or (caught_up and final and not closing):
-                    lost, goal = self._go_live(), self._head
+                    queue.refill()
+                if queue.done.reached(queue.head) or (caught_up and final and not closing):
+                    lost, head = queue.meet(), queue.head
                     break
                 if caught_up and closing:
                     return None  # still owed: the log may get it yet, and then it can be sent
@@ -327,11 +225,11 @@ class ExporterWorker:
                     self._changed.wait(POLL)  # offered, but not on disk yet
         if lost:
             self._tell("loses records: they are not, or no longer, in the run log")
-        return [], goal
+        return [], head
 
     def _read_backlog(self, final: bool) -> tuple[list[Record], Position]:
         assert self._backlog is not None
-        done = self._done
+        done = self._queue.done
         try:
             records, step, event = self._backlog.read_since(
                 done.step, done.event, BATCH, final=final
@@ -349,7 +247,7 @@ class ExporterWorker:
         while True:
             last = self._closing
             try:
-                self.exporter.export(records)
+                self.adapter.export(records)
             except (Exception, SystemExit) as error:  # some libraries exit where they should raise
                 self.failures += 1
                 if not failing:
@@ -376,101 +274,12 @@ class ExporterWorker:
             self._told.add(trouble)
             logger.warning("exporter %s %s", self.name, trouble)
 
-    def _save_cursor(self, *, at_once: bool = False) -> None:
-        position, when = self._saved
-        done = self._settled()
-        if done != position and (at_once or self._clock() - when >= CURSOR_EVERY):
-            with contextlib.suppress(OSError):  # a full disk; the run log tells the user
-                self._cursor.save(done)
-            self._saved = (done, self._clock())
-
-    def _settled(self) -> Position:
-        """How far what was delivered is safe with the backend."""
-        if not self._settling:
-            return self._done
-        now = self._clock()
-        while self._unsettled and self._unsettled[0][0] <= now - self._settling:
-            self._safe = self._unsettled.popleft()[1]
-        return self._safe
-
     def _forked(self) -> None:
         """In a forked child: no thread, no lock held by one that is gone, nothing to do."""
         self._inert = True
         self._changed = threading.Condition()
         self._queue.clear()
-        self._owed = Owed()
-
-
-def after(position: Position, records: Sequence[Record] | deque[Record]) -> Position:
-    """The position behind these records."""
-    step, event = position.step, position.event
-    for record in records:
-        if isinstance(record, StepRecord):
-            step = record.step + 1
-        else:
-            event += 1
-    return Position(step, event)
-
-
-def _before(goal: Position, start: Position, records: list[Record]) -> list[Record]:
-    """Those of the records after `start` that lie before `goal`: the others come live.
-
-    The log shows a record a moment before it is offered, and may order events differently.
-    """
-    wanted: list[Record] = []
-    event = start.event
-    for record in records:
-        if isinstance(record, StepRecord):
-            if record.step < goal.step:
-                wanted.append(record)
-        else:
-            event += 1
-            if event <= goal.event:
-                wanted.append(record)
-    return wanted
-
-
-def _reached(done: Position, goal: Position) -> bool:
-    return done.step >= goal.step and done.event >= goal.event
-
-
-def _size(record: Record) -> int:
-    """Bytes of a record's tables, beside which the rest is small."""
-    return table_bytes(record) if isinstance(record, StepRecord) else 0
-
-
-def unique_names(exporters: Sequence[Exporter]) -> list[str]:
-    """The exporters' names, later ones of the same name numbered: `mlflow`, `mlflow-2`.
-
-    Names that would share a cursor file count as the same.
-    """
-    names: list[str] = []
-    taken: set[str] = set()
-    for exporter in exporters:
-        name, k = exporter.name, 1
-        while safe_name(name).casefold() in taken:
-            k += 1
-            name = f"{exporter.name[:80]}-{k}"
-        names.append(name)
-        taken.add(safe_name(name).casefold())
-    return names
-
-
-def close_all(workers: Sequence[ExporterWorker], timeout: float = 10.0) -> dict[str, str]:
-    """Ends all workers together, waiting at most `timeout` seconds for all of them.
-
-    Returns what is still owed, in words, by name; "" where everything was delivered. A worker
-    that hangs is left behind: its thread is a daemon. One that was never started closes its
-    exporter all the same.
-    """
-    deadline = time.monotonic() + timeout
-    for worker in workers:
-        worker.begin_close()
-    owed: dict[str, str] = {}
-    for worker in workers:
-        ended = worker.join(deadline - time.monotonic())
-        owed[worker.name] = str(worker.owed) or ("" if ended else "the end of its run")
-    return owed
+        self._queue.owed = Owed()
 
 
 _workers: weakref.WeakSet[ExporterWorker] = weakref.WeakSet()
@@ -478,7 +287,7 @@ _workers: weakref.WeakSet[ExporterWorker] = weakref.WeakSet()
 
 def is_in_use(exporter: Exporter) -> bool:
     """Whether a trace that has not ended feeds this very object."""
-    return any(worker.exporter is exporter and worker.active for worker in list(_workers))
+    return any(w.adapter.exporter is exporter and w.active for w in list(_workers))
 
 
 def _after_fork() -> None:

@@ -558,9 +558,9 @@ def test_losses_of_other_exporters_are_counted() -> None:
 
     def during(trace: Any, step: int) -> None:
         if step == 99:
-            for worker in trace._workers:
+            for worker in trace._delivery._workers:
                 if worker.name == "dead":
-                    worker._capacity = 1
+                    worker._queue._capacity = 1
         if step == 149:
             key = ("gradtrace_dropped_records_total", "dead")
             seen.append(eventually(lambda: scrape(exporter)[key]))
