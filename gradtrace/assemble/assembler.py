@@ -11,13 +11,15 @@ from gradtrace.assemble.readings import (
     histograms_of,
     joined,
     layer_histograms,
+    merged,
     module_table,
+    rows_of,
 )
 from gradtrace.handover.ids import plain
-from gradtrace.handover.step import Batch, LateLog, Part, Step
+from gradtrace.handover.step import Batch, LateLog, Lost, Part, Step
 from gradtrace.measure.reading import known
 from gradtrace.measure.rows import l2
-from gradtrace.records import BatchRef, LayerHistograms, MicroBatch, StepRecord
+from gradtrace.records import BatchRef, Discard, LayerHistograms, MicroBatch, StepRecord
 
 
 class Assembler:
@@ -50,11 +52,13 @@ class Assembler:
         refs = {id(batch): batch_ref(batch) for batch in step.batches}
         parts = tuple([_part(part, refs, step.readable) for part in step.parts])
         losses = tuple([part.loss for part in parts if part.loss is not None])
+        logged = {name: known(value) for name, value in step.logged.items()}
+        loss = sum(losses) / len(losses) if losses else None
         return StepRecord(
             step=step.number,
             time=step.ended,
             seconds=seconds,
-            loss=sum(losses) / len(losses) if losses else None,
+            loss=logged.get("loss", loss),
             losses=losses,
             lr=tuple([known(value) for value in step.lr]),
             grad_norm=grad_norm if step.readable else None,
@@ -68,11 +72,12 @@ class Assembler:
             output_gradients=module_table(step, "output_gradients", with_range=False),
             updates=self._tables.updates(step, joined(step, "updates"), weights),
             histograms=self._histograms(step, norms),
-            logged={name: known(value) for name, value in step.logged.items()},
+            logged=logged,
             rank=step.rank,
             overhead=step.overhead,
             remarks=tuple(sorted(step.remarks)),
             skipped=step.skipped or any(flag.number > 0 for flag in step.found_inf),
+            discarded=tuple([discard_of(lost, step.readable) for lost in step.lost]),
         )
 
     def _histograms(self, step: Step, read: Rows | None) -> LayerHistograms | None:
@@ -89,6 +94,21 @@ class Assembler:
         # Sums over some layers of a group would be wrong, and nobody could tell.
         whole = set(read[0].tolist()) <= found.keys()
         return layer_histograms(step.names, found) if whole else None
+
+
+def discard_of(lost: Lost, readable: bool) -> Discard:
+    """What was thrown away, in numbers."""
+    losses = [part.loss.number for part in lost.parts if part.loss is not None and readable]
+    measured = [rows_of(readings) for _, readings in lost.tables]
+    calls, rows = sort_out(lost.clips, merged(measured) if measured else None)
+    clip = clip_of(calls, rows)
+    norm = l2(rows[1]) if rows is not None else None if clip is None else clip.norm_before
+    return Discard(
+        time=lost.ended,
+        loss=sum(losses) / len(losses) if losses else None,
+        norm=norm if readable else None,
+        batches=tuple([batch_ref(batch) for part in lost.parts for batch in part.batches]),
+    )
 
 
 def _part(part: Part, refs: dict[int, BatchRef], readable: bool) -> MicroBatch:

@@ -34,9 +34,27 @@ def rows_of(readings: Iterable[Reading]) -> Rows:
 
 def joined(step: Step, table: str) -> Rows | None:
     """One row a layer; a later measurement of a layer replaces an earlier one."""
-    found = [rows_of(readings) for name, readings in step.tables if name == table]
+    found = [
+        (at, rows_of(readings)) for at, (name, readings) in enumerate(step.tables) if name == table
+    ]
     if not found:
         return None
+    if table == "gradients" and step.void:
+        found = [
+            (at, _without(rows, [gone for n, gone in step.void if n > at])) for at, rows in found
+        ]
+    return merged([rows for _, rows in found])
+
+
+def _without(rows: Rows, gone: Sequence[frozenset[int]]) -> Rows:
+    """Rows of gradients that were not thrown away after they had been read."""
+    lost = set().union(*gone)
+    kept = np.asarray([position not in lost for position in rows[0].tolist()], dtype=bool)
+    return rows[0][kept], rows[1][kept]
+
+
+def merged(found: Sequence[Rows]) -> Rows:
+    """One row a layer of several measurements; a later one replaces an earlier one."""
     if len(found) == 1:
         return found[0]
     size = 1 + max((int(p.max()) for p, _ in found if len(p)), default=-1)

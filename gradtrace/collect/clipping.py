@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
+from gradtrace.collect.ledger import Ledger
 from gradtrace.handover.step import ClipCall, Step
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
@@ -20,26 +21,17 @@ class Clipping:
     `changes_unannounced` tells that this loop was seen to change gradients with code of its own.
     """
 
-    def __init__(self, parameters: Parameters, reader: GradientReader, note: Note) -> None:
+    def __init__(
+        self, parameters: Parameters, reader: GradientReader, ledger: Ledger, note: Note
+    ) -> None:
         self._parameters = parameters
         self._reader = reader
+        self._ledger = ledger
         self._note = note
         self.changes_unannounced = False
-        # A clip announces that gradients change; until the next backward no change is news.
-        self._announced = False
         self._clips_values = False
         self._before_values: list[Tensor | None] | None = None
-        # Gradients that a backward wrote and no step has used.
-        self._unused: set[int] = set()
-
-    def written(self, positions: Iterable[int]) -> None:
-        """A backward wrote these gradients."""
-        self._announced = False
-        self._unused.update(positions)
-
-    def used(self, positions: Iterable[int]) -> None:
-        """An optimizer has used these gradients."""
-        self._unused.difference_update(positions)
+        self._clipped: set[int] = set()
 
     def remark(
         self, step: Step, given: Sequence[object], positions: Sequence[int], *, first: bool
@@ -50,13 +42,16 @@ class Clipping:
             # An iterator that was used up before is an empty list by now.
             step.remarks.add("no gradients")
             return
-        if positions and not first and self._unused.isdisjoint(positions):
+        if positions and not first and not self._ledger.unused(positions):
             step.remarks.add("after the step")
         if self._reader.is_scaled(positions):
             step.remarks.add("still scaled")
-        mine = set(positions)
-        if any(not call.inferred and mine.intersection(call.positions) for call in step.clips):
+        if not self._clipped.isdisjoint(positions):
             step.remarks.add("twice")
+
+    def unclipped(self, positions: Iterable[int]) -> None:
+        """These gradients are others now, which nobody has clipped yet."""
+        self._clipped.difference_update(positions)
 
     def before(self, step: Step, positions: Sequence[int]) -> None:
         """A call is about to change these gradients, which have been read."""
@@ -76,11 +71,12 @@ class Clipping:
                 call.cosine = None if cosine is None else Pending(cosine)
                 self._before_values = None
         step.clips.append(call)
-        self._announced = True
+        self._clipped.update(call.positions)
+        self._ledger.known(call.positions)
 
     def watch_changes(self, step: Step, positions: Sequence[int]) -> None:
         """Looks for a change of gradients that nobody announced."""
-        touched = [] if self._announced else self._reader.touched(positions)
+        touched = self._ledger.touched(positions)
         if not touched:
             return
         if self._reader.is_fresh(touched):
@@ -94,4 +90,4 @@ class Clipping:
                 "steps are read right after each backward",
             )
         self.changes_unannounced = True
-        self._reader.settle()
+        self._ledger.known(touched)

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gradtrace.collect.clipping import Clipping
+from gradtrace.collect.discards import Discards
+from gradtrace.collect.ledger import Ledger
 from gradtrace.collect.measuring import Guarded, Measuring, Note
-from gradtrace.collect.optimizers import Owners, Rounds
+from gradtrace.collect.optimizers import Owners
+from gradtrace.collect.rounds import Piece, Rounds
 from gradtrace.collect.schedule import Schedule
+from gradtrace.collect.trainer import Trainer
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import Batch, ClipCall, LateLog, Step
+from gradtrace.handover.step import Batch, ClipCall, LateLog, Part, Step
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
 from gradtrace.measure.reading import Pending, pending
 from gradtrace.measure.rows import Positions
 from gradtrace.sampling import Due
+
+Token = bool
+"""What `before_backward` returns: whether `after_backward` has something to do."""
 
 
 def _unguarded(source: str, function: Callable[..., None]) -> Callable[..., None]:
@@ -48,6 +55,7 @@ class Collector:
         overhead: Callable[[], float],
         note: Note,
         guarded: Guarded = _unguarded,
+        step_after: Optimizer | None = None,
     ) -> None:
         self._parameters = parameters
         self._schedule = schedule
@@ -55,8 +63,10 @@ class Collector:
         self._rank = rank
         self._overhead = overhead
         self._spent = overhead()
+        self.trainer = Trainer(note)
+        self._ledger = Ledger(parameters)
         self._reader = GradientReader(parameters)
-        self._clipping = Clipping(parameters, self._reader, note)
+        self._clipping = Clipping(parameters, self._reader, self._ledger, note)
         self._measuring = Measuring(
             parameters,
             self._reader,
@@ -65,12 +75,16 @@ class Collector:
             note=note,
             guarded=guarded,
         )
-        self._rounds = Rounds()
+        self._discards = Discards(parameters)
+        self._rounds = Rounds(step_after)
         self._owners = Owners(parameters)
-        self._waiting: Step | None = None
+        self._pieces: list[Piece] = []
         self._manual = False
-        self._stepped_in_backward = False
+        self._moved_in_backward: list[int] = []
+        self._in_closure = False
         self._scaler_steps = 0
+        self._part_count = 0
+        self._trainable = self._trained_now()
         self._shown: tuple[bytes, Positions] = (b"", np.empty(0, dtype=np.intp))
         self._on_open: list[Callable[[Due], None]] = []
         self.module_names: list[str] = []
@@ -78,7 +92,7 @@ class Collector:
         self.backwards = self.others = 0
         """Backwards that reached watched parameters, and those that did not."""
         self._readable = all(p.device.type != "meta" for p in parameters.tensors)
-        self._begin(0)
+        self._begin()
 
     # -- the open step ---
 
@@ -87,9 +101,9 @@ class Collector:
         self._on_open.append(callback)
         callback(self.open.due)
 
-    def _begin(self, step: int) -> None:
-        due = self._schedule.due(step)
-        if self._waiting is not None and self._waiting.due.histograms:
+    def _begin(self) -> None:
+        due = self._schedule.due(self._schedule.step + len(self._pieces))
+        if self._pieces and self._pieces[-1].step.due.histograms:
             # The piece may be of the step before, and a step has all of its histograms or none.
             due = due._replace(gradients=True, histograms=True)
         self.open = Step(due)
@@ -99,8 +113,13 @@ class Collector:
         for callback in self._on_open:
             callback(due)
 
+    @property
+    def _before(self) -> Step | None:
+        """The piece before the open one, which may be of the same step."""
+        return self._pieces[-1].step if self._pieces else None
+
     def _read(self, positions: Iterable[int]) -> None:
-        self._measuring.gradients(self.open, tuple(positions), self._waiting)
+        self._measuring.gradients(self.open, tuple(positions), self._before)
 
     @property
     def _eager(self) -> bool:
@@ -116,41 +135,80 @@ class Collector:
 
     def log(self, values: Mapping[str, float | Tensor]) -> None:
         """Values the user logs: they belong to the step that is open, or has just ended."""
-        if self._waiting is not None and not self.open:
-            logged = self._waiting.logged
-        elif self.open or self.open.batches or self._schedule.step == 0:
+        if self._pieces and not self.open and not self._ledger.alive:
+            logged = self._pieces[-1].step.logged
+        elif self.open or self.open.batches or self._ledger.alive or self._schedule.step == 0:
             logged = self.open.logged
         else:
             self._handoff.put(LateLog.of(values))
             return
         logged |= {name: pending(value) for name, value in values.items()}
 
-    def before_backward(self) -> list[tuple[int, int] | None]:
-        """A backward begins; the result is for `after_backward`."""
-        return self._reader.before_backward()
+    def zeroed(self) -> None:
+        """A `zero_grad` returned."""
+        self._ledger.zeroed()
 
-    def after_backward(
-        self, before: list[tuple[int, int] | None], loss: Tensor | None, scale: Tensor | None
-    ) -> None:
+    def before_backward(self) -> Token:
+        """A backward begins; the result is for `after_backward`."""
+        if not self.trainer.here():
+            return False
+        changes = self._ledger.settle()
+        gone = changes.dropped + changes.changed
+        if gone:
+            self._reader.gone(changes.dropped)
+            self._reader.stale(changes.changed)
+            self._clipping.unclipped(gone)
+        if changes.dropped:
+            self._drop(changes.dropped, changes.lost)
+        return True
+
+    def _drop(self, positions: Sequence[int], parts: list[Part]) -> None:
+        """Gradients were thrown away, and with them what was read of them or done to them."""
+        if self._ledger.alive:
+            self.open.forget(positions)
+            measured = None
+        else:
+            measured = self.open.take_measurements()
+            measured.divisor = None if self.open.scale is None else Pending(self.open.scale)
+        if parts and not self._in_closure:
+            self._discards.add(parts, measured)
+
+    def after_backward(self, token: Token, loss: Tensor | None, scale: Tensor | None) -> None:
         """A backward ended. `loss` is a copy of the unscaled loss, `scale` what multiplied it."""
-        written = self._reader.after_backward(before)
-        if not written and not self._stepped_in_backward:
+        if not token:
+            return
+        part = Part(self._part_count, None if loss is None else Pending(loss))
+        written = self._ledger.written(part)
+        if not written and not self._moved_in_backward and self._parameters.refresh():
+            written = self._ledger.written(part)  # they were replaced by new ones
+        if not written and not self._moved_in_backward:
             self.others += 1
             return  # another model's
+        self._part_count += 1
         self.backwards += 1
-        self._clipping.written(written)
-        self.open.add_part(loss)
+        part.batches = tuple(self.open.batches)
+        self.open.batches = []
+        self._discards.backward(written)
+        self._reader.stale(written)
+        self._clipping.unclipped(written)
         if scale is not None:
             self.open.scale = scale
             self._reader.scaled(written)
-        if self._stepped_in_backward:
-            self._stepped_in_backward = False
-            self._end(complete=True)
+        if self._moved_in_backward:
+            self._after_moving_backward(part, written)
             return
         if self._eager:
             self._read(written)
         if self._manual and self.open.due.updates:
             self._measuring.before_update(self.open, -1, written)
+
+    def _after_moving_backward(self, part: Part, written: list[int]) -> None:
+        """Optimizers have stepped inside the backward; another may use the rest of it."""
+        self._moved_in_backward = []
+        part.used = True
+        self.open.parts.append(part)
+        if not self._ledger.unused(written):
+            self._end()
 
     # -- clipping ---
 
@@ -158,10 +216,16 @@ class Collector:
         """A clipping call begins on these parameters; the watched ones among them, by position."""
         given = list(parameters)
         positions = self._parameters.positions(given)
+        if not positions or not self.trainer.here():
+            if not given:
+                self._clipping.remark(self.open, given, positions, first=False)
+            return ()
         self._clipping.remark(self.open, given, positions, first=self._schedule.step == 0)
-        if positions and self.open.due.gradients:
+        if self.open.due.gradients:
             self._clipping.watch_changes(self.open, positions)
-            self._read(positions)
+            if not self._reader.is_fresh(positions):
+                # All at once: one call for each parameter would cost each a reading of its own.
+                self._read(self._ledger.waiting() or positions)
         self._clipping.before(self.open, positions)
         return positions
 
@@ -174,18 +238,18 @@ class Collector:
     def unscaled(self, optimizer: Optimizer, scale: Tensor | None) -> None:
         """`GradScaler.unscale_` returned: the gradients are what they are, bad values included."""
         positions = self._owners.positions_of(optimizer)
-        if not positions:
+        if not positions or not self.trainer.here():
             return
         self._reader.unscaled(positions)
+        self._ledger.known(positions)
         self.open.scale = scale
         if self.open.due.gradients:
             self._read(positions)
-        self._reader.settle()
 
     def before_scaler_step(self, optimizer: Optimizer, scale: Tensor | None) -> bool:
         """`GradScaler.step` begins; whether the optimizer is one of ours."""
         positions = self._owners.positions_of(optimizer)
-        if not positions:
+        if not positions or not self.trainer.trains():
             return False
         self.open.scale = scale
         if self.open.due.gradients:
@@ -197,9 +261,10 @@ class Collector:
         """`GradScaler.step` returned; `skipped` if it never called the optimizer."""
         self._scaler_steps -= 1
         if skipped:
-            self._join_round(optimizer)
+            positions = self._owners.positions_of(optimizer)
+            self._join(optimizer, positions)
             self.open.skipped = True
-            self._stepped(optimizer)
+            self._stepped(optimizer, positions)
             self._end()
 
     # -- optimizer steps ---
@@ -207,13 +272,16 @@ class Collector:
     def before_step(self, optimizer: Optimizer, *, closure: bool, in_backward: bool) -> bool:
         """The outermost `step` of an optimizer begins; whether it is one of ours."""
         positions = self._owners.positions_of(optimizer)
-        if not positions:
+        if not positions or not self.trainer.trains():
             return False
-        self._join_round(optimizer)
+        self._ledger.grow()
+        if not closure:
+            self._join(optimizer, positions)
+        self._in_closure = closure
         due = self.open.due
         if due.gradients:
             if in_backward:
-                self._measuring.loose(self.open, positions, self._loose, self._waiting)
+                self._measuring.loose(self.open, positions, self._loose, self._before)
             elif not closure:
                 if not self._scaler_steps:
                     self._clipping.watch_changes(self.open, positions)
@@ -228,91 +296,112 @@ class Collector:
     def after_step(self, optimizer: Optimizer, *, closure: bool, in_backward: bool) -> None:
         """The outermost `step` of an optimizer returned."""
         positions = self._owners.positions_of(optimizer)
-        if not positions:
+        if not positions or not self.trainer.here():
             return
-        if closure and self.open.due.gradients:
-            self._read(positions)
+        if closure:
+            self._in_closure = False
+            self._join(optimizer, positions)
+            if self.open.due.gradients:
+                self._read(positions)
         self._measuring.after_update(self.open, id(optimizer))
-        self._clipping.used(positions)
-        self._stepped(optimizer)
+        self._stepped(optimizer, positions)
         if in_backward:
-            self._stepped_in_backward = True
+            self._moved_in_backward += positions
         else:
             self._end()
 
     def mark(self) -> None:
         """The user closes a step by hand; nothing happens when nothing happened."""
-        if self._waiting is not None:
-            self._waiting.absorb(self.open)
-            self.open, self._waiting = self._waiting, None
-        if not self.open:
-            return
-        if not self.open.stepped:
-            self._manual = True
-            if self.open.due.gradients and not any(t == "gradients" for t, _ in self.open.tables):
-                self._read(range(len(self._parameters.tensors)))
-            self._measuring.after_update(self.open, -1)
-            self.open.ended = time.time()
-        self._end(complete=True)
+        open_, everything = self.open, range(len(self._parameters.tensors))
+        self._manual = True
+        if open_ or open_.batches or open_.logged or self._ledger.alive:
+            if not open_.stepped:
+                if open_.due.gradients and not any(t == "gradients" for t, _ in open_.tables):
+                    self._read(everything)
+                self._measuring.after_update(open_, -1)
+                self._use(everything)
+                open_.ended = time.time()
+            self._end(complete=True)
+        elif self._pieces:
+            self._close()
+            self._begin()
 
     def finish(self) -> None:
         """Seals what is still open at the end of the trace, if an optimizer has stepped in it."""
-        if self._waiting is not None:
-            self._seal(self._waiting)
-            self._waiting = None
+        self._close()
         self._measuring.forget()
 
-    def _join_round(self, optimizer: Optimizer) -> None:
-        waiting = self._waiting
-        if waiting is None:
-            return
-        self._waiting = None
-        if self._rounds.has_stepped(optimizer, waiting.stepped):
-            self._seal(waiting)
-        else:
-            waiting.absorb(self.open)
-            self.open = waiting
+    # -- the borders of steps ---
 
-    def _stepped(self, optimizer: Optimizer) -> None:
+    def _join(self, optimizer: Optimizer, positions: Sequence[int]) -> None:
+        """An optimizer is about to step: in the open step, or in a new one."""
+        if not self._pieces:
+            return
+        shared = {part.number for part in self._ledger.parts(positions)}
+        last = self._pieces[-1].step
+        if self._rounds.over(optimizer, self._pieces):
+            self._close(optimizer)
+        elif shared and any(part.number in shared for part in last.parts):
+            last.absorb(self.open)  # gradients of the same backward
+            self.open = last
+            self._pieces.pop()
+
+    def _stepped(self, optimizer: Optimizer, positions: Sequence[int]) -> None:
+        self._use(positions)
         for group in optimizer.param_groups:
             lr = group.get("lr", float("nan"))
             self.open.lr.append(pending(lr.detach().clone() if isinstance(lr, Tensor) else lr))
         self.open.stepped.append(weakref.ref(optimizer))
         self.open.ended = time.time()
 
+    def _use(self, positions: Sequence[int]) -> None:
+        """The gradients at these positions have been used: what led to them is this step's."""
+        parts = self._ledger.use(positions)
+        parts, lost = self._discards.settle(parts, hand_made=not parts)
+        self.open.parts += parts
+        self.open.lost += lost
+        self._reader.gone(positions)
+        self._clipping.unclipped(positions)
+
     def _end(self, *, complete: bool = False) -> None:
         """A piece of a step ends, and the step with it if nothing more of it is expected."""
-        piece = self.open
+        step = self.open
         for table, accumulator in (
             ("activations", self.activations),
             ("output_gradients", self.output_gradients),
             ("gradients", self._loose),
         ):
             if accumulator:
-                piece.tables.append((table, [accumulator.reading()]))
-        self._reader.next_step()
-        if complete or self._rounds.complete(piece.stepped) or self._moved_all(piece):
-            self._seal(piece)
-            self._begin(self._schedule.step)
-        else:
-            self._waiting = piece
-            self._begin(self._schedule.step + 1)
+                step.tables.append((table, [accumulator.reading()]))
+        self._pieces.append(Piece(step))
+        if complete or (not self._manual and self._rounds.complete(self._pieces, self._moved_all)):
+            self._close()
+        self._begin()
 
-    def _moved_all(self, piece: Step) -> bool:
-        """Whether, in the first round, the optimizers that stepped hold all trained parameters."""
-        if self._rounds.known:
-            return False
+    def _moved_all(self) -> bool:
+        """Whether the optimizers of the open pieces hold all parameters that were ever trained."""
         moved: set[int] = set()
-        for ref in piece.stepped:
-            optimizer = ref()
-            if optimizer is not None:
-                moved.update(self._owners.positions_of(optimizer))
-        return moved.issuperset(self._trained().tolist())
+        for piece in self._pieces:
+            for ref in piece.step.stepped:
+                optimizer = ref()
+                if optimizer is not None:
+                    moved.update(self._owners.positions_of(optimizer))
+        self._trainable |= self._trained_now()
+        return moved >= self._trainable
+
+    def _trained_now(self) -> set[int]:
+        return {i for i, p in enumerate(self._parameters.tensors) if p.requires_grad}
+
+    def _close(self, trigger: Optimizer | None = None) -> None:
+        """Seals the open pieces, as one step or as several."""
+        pieces, self._pieces = self._pieces, []
+        for step in self._rounds.steps(pieces, trigger):
+            self._seal(step)
 
     def _seal(self, step: Step) -> None:
         """Writes down what only the end of a step tells, and hands it over."""
-        self._rounds.closed(step.stepped)
         spent = self._overhead()
+        step.batches = [b for part in step.parts for b in part.batches] + step.batches
         step.number = self._schedule.step
         step.rank = self._rank
         step.ended = step.ended or time.time()
@@ -329,6 +418,11 @@ class Collector:
         self._spent = spent
         self._schedule.step += 1
         self._handoff.put(step)
+
+    @property
+    def discarded(self) -> int:
+        """How many backwards' gradients were thrown away."""
+        return self._discards.count
 
     def _module_tuple(self) -> tuple[str, ...]:
         if len(self._modules) != len(self.module_names):

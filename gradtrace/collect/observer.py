@@ -18,7 +18,7 @@ from gradtrace.handover.step import ClipCall
 from gradtrace.measure.parameters import qualified
 from gradtrace.measure.reading import Pending, pending
 from gradtrace.sampling import Due, Sampling
-from gradtrace.taps import backward, clipping, loaders, modules, optimizers, scaler
+from gradtrace.taps import backward, clipping, loaders, modules, optimizers, scaler, zeroing
 from gradtrace.taps.patches import Target, registry
 
 Note = Callable[[str, str], None]
@@ -48,6 +48,7 @@ class Observer:
         wrap = guard.wrap
         self.before_backward = wrap("the backward tap", self._before_backward)
         self.after_backward = wrap("the backward tap", self._after_backward)
+        self.zeroed = collector.zeroed
         self.before_clip = wrap("the clipping tap", collector.before_clip)
         self.after_norm_clip = wrap("the clipping tap", self._after_norm_clip)
         self.after_value_clip = wrap("the clipping tap", self._after_value_clip)
@@ -63,7 +64,11 @@ class Observer:
     def attach(self, stack: ExitStack, loaders_: Sequence[DataLoader[Any]]) -> None:
         """Installs every tap; `stack` takes what undoes each the moment it exists."""
         self._install(stack, "losses", backward.backward_target)
-        for name, target in (*clipping.clip_targets(), *scaler.scaler_targets()):
+        for name, target in (
+            *clipping.clip_targets(),
+            *scaler.scaler_targets(),
+            *zeroing.zero_targets(),
+        ):
             self._install_target(stack, name, target)
         fsdp = clipping.fsdp_target()
         if fsdp is not None:
@@ -142,7 +147,7 @@ class Observer:
         return self._collector.before_backward()
 
     def _after_backward(self, outputs: tuple[Tensor, ...], token: Any) -> None:
-        if token is not None:
+        if token:
             loss, scale = self._losses.loss(outputs)
             self._collector.after_backward(token, loss, scale)
 

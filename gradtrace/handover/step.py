@@ -53,12 +53,37 @@ class Batch:
     sample_ids: Any = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
-    """A micro-batch: one backward, and the batches that were delivered for it."""
+    """A micro-batch: one backward, and the batches that were delivered for it.
 
+    `used` tells that a step has had it: its loss and batches belong to the first optimizer that
+    used a gradient it was summed into.
+    """
+
+    number: int
     loss: Pending | None
-    batches: tuple[Batch, ...]
+    batches: tuple[Batch, ...] = ()
+    divisor: float = 1.0
+    used: bool = False
+
+
+@dataclass(slots=True)
+class Lost:
+    """Backwards whose gradients were thrown away, and what was measured of them."""
+
+    parts: list[Part]
+    tables: list[tuple[str, list[Reading]]] = field(default_factory=list)
+    clips: list[ClipCall] = field(default_factory=list)
+    divisor: Pending | None = None
+    ended: float = 0.0
+    by_hand: bool = False
+    """The loop moved the parameters by these gradients with code of its own."""
+
+    def cells(self) -> Iterator[Pending]:
+        """What has to arrive."""
+        yield from _work(self.parts, self.clips, self.tables)
+        yield from _cells(self.divisor)
 
 
 @dataclass(slots=True)
@@ -67,11 +92,13 @@ class Step:
 
     due: Due
     parts: list[Part] = field(default_factory=list)
+    """The backwards whose gradients were used; known when an optimizer has used them."""
     batches: list[Batch] = field(default_factory=list)
-    claimed: int = 0
-    """How many of the batches belong to a part."""
+    """Those of the parts, and any that no backward of this step had."""
     clips: list[ClipCall] = field(default_factory=list)
     tables: list[tuple[str, list[Reading]]] = field(default_factory=list)
+    void: list[tuple[int, frozenset[int]]] = field(default_factory=list)
+    """How many tables there were when the gradients at these positions were thrown away."""
     histograms: list[tuple[frozenset[int], list[Reading]]] = field(default_factory=list)
     """Positions, and the readings of their gradients' histograms."""
     counting: bool | None = None
@@ -87,6 +114,8 @@ class Step:
     remarks: set[str] = field(default_factory=set)
     stepped: list[Any] = field(default_factory=list)
     """Weak references to the optimizers that have stepped."""
+    lost: list[Lost] = field(default_factory=list)
+    """What was thrown away since the step before."""
     ended: float = 0.0
     """Unix time of the last optimizer step."""
 
@@ -108,25 +137,33 @@ class Step:
         """Whether anything that makes a step has happened."""
         return bool(self.parts or self.stepped or self.clips or self.tables or self.skipped)
 
-    def add_part(self, loss: Tensor | None) -> None:
-        """A backward ended: the batches that no part had are its own."""
-        batches = tuple(self.batches[self.claimed :])
-        self.claimed = len(self.batches)
-        self.parts.append(Part(None if loss is None else Pending(loss), batches))
-
     def count(self, positions: Iterable[int], readings: list[Reading]) -> None:
         """Takes histograms; earlier ones of the same gradients are let go."""
         new = frozenset(positions)
         self.histograms = [one for one in self.histograms if not one[0] <= new]
         self.histograms.append((new, readings))
 
+    def forget(self, positions: Iterable[int]) -> None:
+        """The gradients at these positions were thrown away: what was read of them is void."""
+        gone = frozenset(positions)
+        self.void.append((len(self.tables), gone))
+        self.histograms = [one for one in self.histograms if not one[0] <= gone]
+
+    def take_measurements(self) -> Lost:
+        """What was read and done to gradients, taken out of the step: they were thrown away."""
+        tables = [one for one in self.tables if one[0] == "gradients"]
+        self.tables = [one for one in self.tables if one[0] != "gradients"]
+        lost = Lost([], tables, self.clips)
+        self.clips, self.histograms, self.void, self.remarks = [], [], [], set()
+        return lost
+
     def absorb(self, later: Step) -> None:
         """Takes over what a later piece of the same step holds."""
-        self.parts += later.parts
-        # What lay between the two pieces is the first one's, and nobody's loss.
-        self.claimed = len(self.batches) + later.claimed
+        known = {part.number for part in self.parts}
+        self.parts += [part for part in later.parts if part.number not in known]
         self.batches += later.batches
         self.clips += later.clips
+        self.void += [(len(self.tables) + at, gone) for at, gone in later.void]
         self.tables += later.tables
         for positions, readings in later.histograms:
             self.count(positions, readings)
@@ -139,18 +176,31 @@ class Step:
         self.skipped |= later.skipped
         self.remarks |= later.remarks
         self.stepped += later.stepped
+        self.lost += later.lost
+        self.ended = max(self.ended, later.ended)
 
     def cells(self) -> Iterator[Pending]:
         """What has to arrive before the step is a record."""
-        for part in self.parts:
-            if part.loss is not None:
-                yield part.loss
-        for clip in self.clips:
-            yield from clip.cells()
-        for _, readings in (*self.tables, *self.histograms):
+        yield from _work(self.parts, self.clips, self.tables)
+        for _, readings in self.histograms:
             for reading in readings:
                 yield from reading.cells()
+        for lost in self.lost:
+            yield from lost.cells()
         yield from _cells(*self.logged.values(), *self.lr, self.divisor, *self.found_inf)
+
+
+def _work(
+    parts: Iterable[Part], clips: Iterable[ClipCall], tables: Iterable[tuple[str, list[Reading]]]
+) -> Iterator[Pending]:
+    for part in parts:
+        if part.loss is not None:
+            yield part.loss
+    for clip in clips:
+        yield from clip.cells()
+    for _, readings in tables:
+        for reading in readings:
+            yield from reading.cells()
 
 
 @dataclass(slots=True)

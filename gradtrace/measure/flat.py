@@ -63,3 +63,15 @@ def stored(tensor: Tensor) -> Tensor | None:
     if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
         return tensor.values()
     return None
+
+
+def held(grad: Tensor | None) -> Tensor | None:
+    """The tensor that a backward adds into, whose version tells of changes.
+
+    A DTensor's own version stays when its local tensor is written, as FSDP2 does while it
+    accumulates.
+    """
+    if grad is None or type(grad) is Tensor:
+        return grad
+    inner = getattr(grad, "_local_tensor", None)
+    return inner if isinstance(inner, Tensor) else grad

@@ -1,11 +1,4 @@
-"""When gradients are read: once a step, before anything changes them.
-
-They are read at the first of {clipping call, optimizer step}, after `GradScaler.unscale_` where
-there is one. What a loop does to gradients with code of its own cannot be announced; it shows as
-a changed version between the end of a backward and the step. Once that was seen, and on the first
-steps, gradients are read `eagerly`, at the end of each backward, so that the numbers from before
-the change exist.
-"""
+"""Which gradients have been read as they are now, and what they are still multiplied by."""
 
 from __future__ import annotations
 
@@ -18,27 +11,26 @@ from gradtrace.measure.reading import Pending, Reading
 
 
 class GradientReader:
-    """Knows which parameters' numbers of the open step are still right. Training thread only."""
+    """Reads a gradient once, before anything changes it. Training thread only.
+
+    Gradients are read at the first of {clipping call, optimizer step}, after `GradScaler.unscale_`
+    where there is one; a reading stays right until a backward writes, or somebody throws away, the
+    gradient. Clipping and optimizers are announced: what they change is not read again.
+    """
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
         self._fresh: set[int] = set()
-        self._known = parameters.versions()
         self._scaled: set[int] = set()
 
-    def before_backward(self) -> list[tuple[int, int] | None]:
-        """The gradients' versions, to be given to `after_backward`."""
-        return self._parameters.versions()
+    def stale(self, positions: Iterable[int]) -> None:
+        """What was read of these gradients no longer counts: they are others now."""
+        self._fresh.difference_update(positions)
 
-    def after_backward(self, before: list[tuple[int, int] | None]) -> list[int]:
-        """The positions whose gradients a backward wrote; their old numbers no longer count."""
-        now = self._parameters.versions()
-        if len(before) < len(now):  # parameters were added meanwhile
-            before = before + [None] * (len(now) - len(before))
-        written = [i for i, v in enumerate(now) if v is not None and v != before[i]]
-        self._fresh.difference_update(written)
-        self._known = now
-        return written
+    def gone(self, positions: Iterable[int]) -> None:
+        """These gradients were used or thrown away: what comes next is another's."""
+        self._fresh.difference_update(positions)
+        self._scaled.difference_update(positions)
 
     def scaled(self, positions: Iterable[int]) -> None:
         """The gradients at `positions` are multiplied by the AMP loss scale."""
@@ -52,21 +44,6 @@ class GradientReader:
     def is_scaled(self, positions: Iterable[int]) -> bool:
         """Whether any of these gradients is still multiplied by the AMP loss scale."""
         return not self._scaled.isdisjoint(positions)
-
-    def touched(self, positions: Iterable[int]) -> list[int]:
-        """The positions whose gradients somebody changed since they were last known.
-
-        A gradient that was removed is not counted: `zero_grad` does that.
-        """
-        now = self._parameters.versions()
-        known = self._known
-        return [
-            i for i in positions if now[i] is not None and (i >= len(known) or now[i] != known[i])
-        ]
-
-    def settle(self) -> None:
-        """Takes the gradients' present versions as known: what changed them is accounted for."""
-        self._known = self._parameters.versions()
 
     def read(
         self, positions: Sequence[int], *, full: bool, scale: Tensor | None = None
@@ -107,11 +84,6 @@ class GradientReader:
     def is_fresh(self, positions: Iterable[int]) -> bool:
         """Whether the numbers of all of `positions` are known."""
         return self._fresh.issuperset(positions)
-
-    def next_step(self) -> None:
-        """A step was closed: nothing measured so far belongs to the next one."""
-        self._fresh.clear()
-        self._scaled.clear()
 
 
 def _divide(readings: Iterable[Reading], scale: Tensor | None) -> None:

@@ -62,6 +62,20 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """Gradients that were computed before a step and thrown away.
+
+    `loss` is the mean of their backwards' losses, `norm` the global norm where it was measured or
+    clipped, None where they are not known; `batches` are those that no step has had.
+    """
+
+    time: float
+    loss: float | None = None
+    norm: float | None = None
+    batches: tuple[BatchRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepRecord:
     """One optimizer step.
 
@@ -70,7 +84,8 @@ class StepRecord:
     `scale` the AMP loss scale, `overhead` the seconds gradtrace spent on the training thread for
     this step, `skipped` whether the AMP scaler kept the optimizer from moving, `remarks` what was
     odd about its clipping (names of `ClipFinding`s), `scores` how far each signal was from its
-    baseline in units of the alarm distance (1 = alarm). `histograms` are those of the gradients.
+    baseline in units of the alarm distance (1 = alarm), `discarded` what was thrown away since the
+    step before (told by events, and not kept with the step on disk). `histograms` are those of the gradients.
     `parts` are its micro-batches in order; `batches` are all of theirs, and any that came after the
     last backward. Tables are None when not sampled.
     """
@@ -98,6 +113,7 @@ class StepRecord:
     skipped: bool = False
     remarks: tuple[str, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
+    discarded: tuple[Discard, ...] = field(default=(), compare=False)
 
 
 def without_histograms(record: StepRecord) -> tuple[StepRecord, int]:

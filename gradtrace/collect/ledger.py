@@ -1,0 +1,213 @@
+"""What each gradient is made of: the backwards it was summed from, and whether it has been used.
+
+The state of a gradient is known after every backward: which tensor it is and that tensor's version.
+What differs at the next look was done by the loop: set to None or zeroed, it was thrown away;
+replaced or changed in place, it was worked on. So losses, batches and clips go with the gradients
+they led to, and with nothing else.
+
+Versions are scanned rather than hooks put on parameters: a scan costs 0.2 us a parameter and
+leaves nothing behind, `register_post_accumulate_grad_hook` 0.7 to 1.2 us a parameter and backward,
+and it does not fire for gradients that a wrapper sets (FSDP). A scan may only run in the thread
+that trains these parameters, see `Trainer`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradtrace.handover.step import Part
+from gradtrace.measure.flat import held
+from gradtrace.measure.parameters import Parameters
+
+
+class Account:
+    """The sum of some backwards, held by `holders` gradients; `used` by an optimizer."""
+
+    __slots__ = ("holders", "parts", "used")
+
+    def __init__(self, parts: tuple[Part, ...]) -> None:
+        self.parts = parts
+        self.holders = 0
+        self.used = False
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a look at the gradients found to have happened since the last one."""
+
+    dropped: list[int] = field(default_factory=list)
+    """Positions whose gradients were thrown away: removed or zeroed."""
+    lost: list[Part] = field(default_factory=list)
+    """Backwards of which no gradient is left and none was used."""
+    changed: list[int] = field(default_factory=list)
+    """Positions whose gradients were changed or replaced by the loop's own code."""
+
+
+class Ledger:
+    """The accounts of all gradients. Training thread; O(parameters) Python once a backward."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._accounts: list[Account | None] = []
+        self._refs: list[weakref.ref[Tensor] | None] = []
+        self._versions: list[int] = []
+        self._zeroed = False
+        self.grow()
+        self.settle()
+
+    def grow(self) -> None:
+        """Makes room for parameters that were found since."""
+        missing = len(self._parameters.tensors) - len(self._accounts)
+        self._accounts += [None] * missing
+        self._refs += [None] * missing
+        self._versions += [0] * missing
+
+    def zeroed(self) -> None:
+        """A `zero_grad` was called: what has changed in place since the last look is zero."""
+        self._zeroed = True
+
+    def settle(self) -> Changes:
+        """Looks at all gradients, before a backward, and takes what they are now as known."""
+        self.grow()
+        changes = Changes()
+        accounts = self._accounts
+        for i, grad in enumerate(self._grads()):
+            account = accounts[i]
+            if grad is None:
+                if account is not None:
+                    self._drop(i, account, changes)
+                self._refs[i] = None
+                continue
+            ref = self._refs[i]
+            if ref is not None and ref() is grad:
+                if self._versions[i] == grad._version:
+                    continue
+                self._versions[i] = grad._version
+                zero = account is not None and account.used
+                if self._zeroed or zero or _is_zero(grad):
+                    if account is not None:
+                        self._drop(i, account, changes)
+                    continue
+            else:
+                self._refs[i], self._versions[i] = weakref.ref(grad), grad._version
+            changes.changed.append(i)
+        self._zeroed = False
+        return changes
+
+    def _grads(self) -> list[Tensor | None]:
+        return [held(p.grad) for p in self._parameters.tensors]
+
+    def _drop(self, position: int, account: Account, changes: Changes) -> None:
+        self._accounts[position] = None
+        account.holders -= 1
+        if not account.used:
+            changes.dropped.append(position)
+            if not account.holders:
+                changes.lost += [part for part in account.parts if not part.used]
+
+    def written(self, part: Part) -> list[int]:
+        """After a backward that followed a `settle`: the positions it wrote, now part of them."""
+        self.grow()
+        positions: list[int] = []
+        sums: dict[Account | None, Account] = {}
+        for i, grad in enumerate(self._grads()):
+            if grad is None:
+                continue
+            ref = self._refs[i]
+            if ref is None or ref() is not grad:
+                self._refs[i] = weakref.ref(grad)
+            elif self._versions[i] == grad._version:
+                continue
+            self._versions[i] = grad._version
+            positions.append(i)
+            before = self._accounts[i]
+            after = sums.get(before)
+            if after is None:
+                old = () if before is None else tuple([p for p in before.parts if not p.used])
+                after = sums[before] = Account((*old, part))
+            if before is not None:
+                before.holders -= 1
+            after.holders += 1
+            self._accounts[i] = after
+        return positions
+
+    def touched(self, positions: Iterable[int]) -> list[int]:
+        """Those of `positions` whose gradients are not what they were at the last look.
+
+        A gradient that was removed is not counted: `zero_grad` does that.
+        """
+        found = []
+        for i in positions:
+            grad = held(self._parameters.tensors[i].grad)
+            if grad is not None:
+                ref = self._refs[i]
+                if ref is None or ref() is not grad or self._versions[i] != grad._version:
+                    found.append(i)
+        return found
+
+    def known(self, positions: Iterable[int]) -> None:
+        """Takes these gradients as known: what has changed them is accounted for."""
+        for i in positions:
+            grad = held(self._parameters.tensors[i].grad)
+            if grad is None:
+                self._refs[i] = None
+            else:
+                ref = self._refs[i]
+                if ref is None or ref() is not grad:
+                    self._refs[i] = weakref.ref(grad)
+                self._versions[i] = grad._version
+
+    def parts(self, positions: Iterable[int]) -> list[Part]:
+        """The backwards that the gradients at `positions` were summed from, oldest first."""
+        found: dict[int, Part] = {}
+        seen: set[int] = set()
+        for i in positions:
+            account = self._accounts[i]
+            if account is not None and id(account) not in seen:
+                seen.add(id(account))
+                found |= {part.number: part for part in account.parts}
+        return [found[number] for number in sorted(found)]
+
+    def use(self, positions: Sequence[int]) -> list[Part]:
+        """An optimizer uses these gradients; the backwards that no step has had yet."""
+        parts = [part for part in self.parts(positions) if not part.used]
+        split: dict[Account, Account] = {}
+        for i in positions:
+            account = self._accounts[i]
+            if account is None or account.used:
+                continue
+            # Others may hold the same sum and not have used it yet.
+            mine = split.get(account)
+            if mine is None:
+                mine = split[account] = Account(account.parts)
+                mine.used = True
+            account.holders -= 1
+            mine.holders += 1
+            self._accounts[i] = mine
+        for part in parts:
+            part.used = True
+        return parts
+
+    def unused(self, positions: Iterable[int]) -> bool:
+        """Whether any of these gradients waits to be used."""
+        accounts = self._accounts
+        return any((a := accounts[i]) is not None and not a.used for i in positions)
+
+    def waiting(self) -> list[int]:
+        """The positions of all gradients that wait to be used."""
+        return [i for i, a in enumerate(self._accounts) if a is not None and not a.used]
+
+    @property
+    def alive(self) -> bool:
+        """Whether any gradient waits to be used."""
+        return any(a is not None and not a.used for a in self._accounts)
+
+
+def _is_zero(grad: Tensor) -> bool:
+    """Whether a gradient that changed in place was zeroed, as far as that can be told at once."""
+    return grad.is_cpu and grad.layout is torch.strided and not bool(grad.any())

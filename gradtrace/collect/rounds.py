@@ -1,0 +1,80 @@
+"""Where one step ends and the next begins, when a loop has any number of optimizers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from gradtrace.handover.step import Step
+
+# An optimizer that has not stepped for so many rounds is no longer waited for.
+_FORGET_AFTER = 1000
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one use of gradients has made; one or several of them are a step."""
+
+    step: Step
+
+    def has(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer has stepped in it."""
+        return any(ref() is optimizer for ref in self.step.stepped)
+
+
+class Rounds:
+    """Joins pieces to steps. Holds optimizers weakly.
+
+    Optimizers that use the gradients of one backward are one piece from the start. Pieces of
+    different backwards are held open until it shows whether they make a round, in which every
+    optimizer steps once (a GAN), or are phases, in which one steps several times (PPO): an
+    optimizer that steps again while others have stepped since begins the next round; one that steps
+    twice in a row shows that the pieces before it were steps of their own. `step_after`, if given,
+    decides alone: a step ends when that optimizer has stepped.
+    """
+
+    def __init__(self, step_after: Optimizer | None = None) -> None:
+        self._after = None if step_after is None else weakref.ref(step_after)
+        self._seen: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._round = 0
+
+    def over(self, optimizer: Optimizer, pieces: Sequence[Piece]) -> bool:
+        """Whether the round of these pieces is over, now that this optimizer is about to step."""
+        return self._after is None and any(piece.has(optimizer) for piece in pieces)
+
+    def complete(self, pieces: Sequence[Piece], moved_all: Callable[[], bool]) -> bool:
+        """Whether nothing more is expected to join these pieces."""
+        if self._after is not None:
+            last = self._after()
+            return last is None or any(piece.has(last) for piece in pieces)
+        if not self._seen:
+            return moved_all()
+        return all(any(piece.has(one) for piece in pieces) for one in list(self._seen))
+
+    def steps(self, pieces: Sequence[Piece], trigger: Optimizer | None) -> list[Step]:
+        """The steps that these pieces are; `trigger` is what ended the round by stepping again."""
+        if not pieces:
+            return []
+        self._learn(pieces)
+        phases = trigger is not None and len(pieces) > 1 and pieces[-1].has(trigger)
+        if phases and self._after is None:
+            return [piece.step for piece in pieces]
+        first = pieces[0].step
+        for piece in pieces[1:]:
+            first.absorb(piece.step)
+        return [first]
+
+    def _learn(self, pieces: Sequence[Piece]) -> None:
+        self._round += 1
+        for piece in pieces:
+            for ref in piece.step.stepped:
+                optimizer = ref()
+                if optimizer is not None:
+                    self._seen[optimizer] = self._round
+        if self._round % _FORGET_AFTER == 0:
+            for optimizer, last in list(self._seen.items()):
+                if last <= self._round - _FORGET_AFTER:
+                    del self._seen[optimizer]
