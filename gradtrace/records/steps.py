@@ -85,8 +85,8 @@ class StepRecord:
     this step, `skipped` whether the AMP scaler kept the optimizer from moving, `remarks` what was
     odd about its clipping (names of `ClipFinding`s), `scores` how far each signal was from its
     baseline in units of the alarm distance (1 = alarm), `discarded` what was thrown away since the
-    step before (told by events, and not kept with the step on disk). `histograms` are those of the gradients.
-    `parts` are its micro-batches in order; `batches` are all of theirs, and any that came after the
+    step before (told by events, and not kept with the step on disk). `histograms` are those of the
+    gradients. `parts` are its micro-batches in order; `batches` are all of theirs, and any that came after the
     last backward. Tables are None when not sampled.
     """
 
