@@ -187,29 +187,6 @@ def test_a_value_costs_less_than_the_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"false_alarm_rate": 0.0}, "above 0"),
-        ({"false_alarm_rate": "often"}, "expected a number"),
-        ({"min_ratio": 0.5}, "at least 1"),
-        ({"window": 10}, "at least 50"),
-        ({"warmup": 2.5}, "number of steps"),
-        ({"warmup": 200, "window": 100}, "at most as many"),
-        ({"cooldown": -1}, "at least 0"),
-        ({"patience": True}, "number of steps"),
-        ({"signals": ("loss", "weights")}, "out of"),
-        ({"signals": "loss"}, "out of"),
-        ({"signals": None}, "signals is None; expected a sequence out of"),
-        ({"signals": ([],)}, "out of"),
-    ],
-)
-def test_wrong_rules_are_refused(arguments: dict[str, object], message: str) -> None:
-    """Where the rule is made, with what was expected."""
-    with pytest.raises((TypeError, ValueError), match=message):
-        SpikeRule(**arguments)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
     ("values", "rule", "message"),
     [
         ([1.0], 1e-4, "rule is 0.0001; expected a SpikeRule.*false_alarm_rate"),
