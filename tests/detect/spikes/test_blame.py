@@ -87,14 +87,31 @@ def test_of_two_losses_and_four_batches_those_of_the_high_loss_are_blamed() -> N
         assert sorted(cause.evidence["samples"]) == ["images/15", "texts/15"]
 
 
-def test_a_sample_that_was_only_beside_a_blamed_one_is_no_suspect() -> None:
-    """The batches of the ordinary loss come back with the next spike: they are not the cause."""
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 1), (1, 0)])
+def test_a_sample_that_was_only_beside_a_blamed_one_is_no_suspect(first: int, second: int) -> None:
+    """Batches come back that were beside the blamed ones in the first spike, the second or both."""
+    batches = [pair(100, 0), pair(100, 1)], [pair(120, 0), pair(120, 1)]
+    batches[0][first] = batches[1][second] = pair(7, 0)
     spikes = spikes_of(
-        step(100, (2.0, 40.0), batches=(pair(7, 0), pair(100, 1))),
-        step(120, (2.0, 40.0), batches=(pair(7, 0), pair(120, 1))),
+        step(100, (2.0, 40.0), batches=batches[0]), step(120, (2.0, 40.0), batches=batches[1])
     )
     assert len(spikes) == 2
     assert "same samples" not in {cause.kind for cause in spikes[1].causes}
+
+
+def test_one_high_loss_alone_is_that_of_its_batch() -> None:
+    """A step of a single loss says nothing of the weights before it."""
+    [spike] = spikes_of(step(100, (40.0,), batches=(pair(100, 0),)))
+    assert (spike.suspect, spike.blamed, spike.micro_batch) == ("batch", pair(100, 0), None)
+
+
+def test_the_micro_batch_is_counted_among_those_whose_loss_is_not_seen() -> None:
+    """It is a place in the step's parts where these are known, in its losses where they are not."""
+    batches = ((), pair(100, 0), pair(100, 1))
+    unseen = step(100, (None, 2.0, 40.0), batches=batches)
+    assert [spike.micro_batch for spike in spikes_of(unseen)] == [2]
+    bare = dataclasses.replace(unseen, parts=())
+    assert [spike.micro_batch for spike in spikes_of(bare)] == [1]
 
 
 def test_a_gradient_spike_at_ordinary_losses_blames_all() -> None:
@@ -202,7 +219,7 @@ def test_losses_below_zero_tell_nothing() -> None:
     history = History()
     for number in range(30):
         history.add(step(number, (-2.0, -2.0)), {})
-    facts = history.add(step(30, (-2.0, 5.0)), {})
+    facts = history.add(step(30, (-4.0, 5.0)), {})
     assert blame("grad_norm", facts, history).batches == facts.batches
 
 
