@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gradtrace.detect.clipping import ClippingStats
 from gradtrace.records import MOMENT_COLUMNS, Clip, LayerTable, RunInfo, RunNote, StepRecord
 from gradtrace.report.summary import Summary, summarize
 from gradtrace.report.terminal import duration, print_runs, print_summary
@@ -179,16 +181,47 @@ def test_run_without_steps(write: Write) -> None:
     assert math.isnan(summary.overhead_ratio)
 
 
-@pytest.mark.parametrize(
-    ("norm", "after", "threshold", "words"),
-    [(5.0, 1.0, 1.0, "100% of steps are clipped"), (0.01, 0.01, 1.0, "never engaged")],
-)
-def test_advice(write: Write, norm: float, after: float, threshold: float, words: str) -> None:
-    """Clipping nearly always, or never coming near, is worth a look."""
-    clip = Clip("norm", threshold, norm, after, after / norm, after < norm)
-    records = [StepRecord(step=n, time=n, grad_norm=norm, clip=clip) for n in range(120)]
+def alike(count: int, norm: float, clip: Clip) -> list[StepRecord]:
+    return [StepRecord(step=n, time=n, grad_norm=norm, clip=clip) for n in range(count)]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_advice_on_clipping_nearly_always(write: Write, every: int) -> None:
+    """The share of the steps that clipping ran on, and the threshold that the norms suggest."""
+    clip = Clip("norm", 1.0, 5.0, 1.0, 0.2, True)
+    records = [
+        dataclasses.replace(one, clip=None if one.step % every else clip)
+        for one in alike(120, 5.0, clip)
+    ]
     [advice] = summary_of(write, records).advice
-    assert words in advice and "of 120 norms" in advice
+    assert "100% of the steps that clipping ran on" in advice
+    assert "95th percentile of 120 norms, 5," in advice
+
+
+@pytest.mark.parametrize(
+    ("count", "threshold", "told"), [(500, 1.0, 1), (499, 1.0, 0), (500, 0.99, 0)]
+)
+def test_advice_on_clipping_that_never_engages(
+    write: Write, count: int, threshold: float, told: int
+) -> None:
+    """A threshold ten times the ordinary norm; not a bit below, and not from a few norms."""
+    clip = Clip("norm", threshold, 0.1, 0.1, 1.0, False)
+    advice = summary_of(write, alike(count, 0.1, clip)).advice
+    assert len(advice) == told
+    if told:
+        assert "never engaged" in advice[0] and "99th percentile of 500 norms, 0.1" in advice[0]
+
+
+def test_the_threshold_is_suggested_by_the_norms_that_clipping_was_given(write: Write) -> None:
+    """Of one of two players: a tenth of the global norm, as `trace.clipping` suggests too."""
+    clip = Clip("norm", 0.1, 0.5, 0.1, 0.2, True)
+    records = alike(120, 5.0, clip)
+    [advice] = summary_of(write, records).advice
+    assert "percentile of 120 norms, 0.5," in advice
+    stats = ClippingStats()
+    for record in records:
+        stats.update(record)
+    assert stats.summary().suggested == 0.5
 
 
 def test_no_advice_from_a_few_steps(write: Write) -> None:

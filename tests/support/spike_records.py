@@ -9,7 +9,15 @@ import numpy as np
 
 from gradtrace.detect.spikes.detector import SpikeDetector
 from gradtrace.detect.spikes.rule import SpikeRule
-from gradtrace.records import MOMENT_COLUMNS, BatchRef, Event, LayerTable, StepRecord
+from gradtrace.records import (
+    MOMENT_COLUMNS,
+    BatchRef,
+    Cause,
+    Event,
+    LayerTable,
+    Spike,
+    StepRecord,
+)
 
 NAMES = ("embed.weight", "block.weight", "head.weight")
 ORDER = {"embed": 0, "block": 1, "head": 2}
@@ -55,3 +63,18 @@ def run(found: SpikeDetector, records: Sequence[StepRecord]) -> list[Event]:
     for one in records:
         events += found.update(one)
     return events + list(found.finish())
+
+
+def spikes_of(records: Sequence[StepRecord]) -> list[Spike]:
+    """The spikes as they are told at first."""
+    return [e for e in run(detector(), records) if isinstance(e, Spike) and e.duration == 1]
+
+
+def causes(spike: Spike) -> dict[str, Cause]:
+    """By kind."""
+    return {cause.kind: cause for cause in spike.causes}
+
+
+def sure(spike: Spike) -> set[str]:
+    """Kinds of causes that there was enough data for."""
+    return {cause.kind for cause in spike.causes if cause.confidence is not None}
