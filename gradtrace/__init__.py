@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gradtrace.sampling import Sampling
     from gradtrace.session.trace import Trace, gradtrace
 
+    __version__: str
+
 __all__ = [
     "Attribution",
     "BadBatch",
@@ -64,6 +66,7 @@ __all__ = [
     "SuspectSample",
     "Suspects",
     "Trace",
+    "__version__",
     "attribute",
     "find_bad",
     "find_spikes",
@@ -97,10 +100,12 @@ if not TYPE_CHECKING:
             return import_module(f"gradtrace.{name}")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "__version__":
+            return import_module("importlib.metadata").version(__name__)
         value = getattr(import_module(_HOME.get(name, "gradtrace.records")), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
