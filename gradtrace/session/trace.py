@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradtrace.assemble.thread import TICK, Background, Detector
-from gradtrace.attribution.suspects import Suspects, save_suspects, suspects
+from gradtrace.attribution.refetch import suspects
+from gradtrace.attribution.suspects import Suspects, save_suspects
 from gradtrace.collect.collector import Collector
 from gradtrace.collect.observer import Watch
 from gradtrace.detect.clipfindings import ClipJudge
