@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradtrace.attribution.bad_samples import BadBatch, BadList, BadSample, find_bad
     from gradtrace.attribution.per_sample import Attribution, SampleScore, attribute
+    from gradtrace.attribution.refetch import suspects
     from gradtrace.attribution.skip import SkipBatches, SkipSamples
     from gradtrace.attribution.spike_files import SpikeFiles
-    from gradtrace.attribution.suspects import Suspects, SuspectSample, suspects
+    from gradtrace.attribution.suspects import Suspects, SuspectSample
     from gradtrace.detect.spikes.detector import find_spikes
     from gradtrace.detect.spikes.rule import SpikeRule
     from gradtrace.records import (
@@ -79,9 +80,10 @@ _MODULES = ("exporter", "exporters", "metrics", "monitoring", "plots", "sampling
 _WHERE = {
     "gradtrace.attribution.bad_samples": ("BadBatch", "BadList", "BadSample", "find_bad"),
     "gradtrace.attribution.per_sample": ("Attribution", "SampleScore", "attribute"),
+    "gradtrace.attribution.refetch": ("suspects",),
     "gradtrace.attribution.skip": ("SkipBatches", "SkipSamples"),
     "gradtrace.attribution.spike_files": ("SpikeFiles",),
-    "gradtrace.attribution.suspects": ("SuspectSample", "Suspects", "suspects"),
+    "gradtrace.attribution.suspects": ("SuspectSample", "Suspects"),
     "gradtrace.detect.spikes.detector": ("find_spikes",),
     "gradtrace.detect.spikes.rule": ("SpikeRule",),
     "gradtrace.runlog": ("Run", "load_run"),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gradtrace.detect.clipping import clipped_norms
 from gradtrace.records import Array
 from gradtrace.runlog import Run
+from gradtrace.runlog.arrays import as_numpy, is_seen
 from gradtrace.thresholds import (
     ORDINARY_PERCENTILE,
     SUGGESTED_PERCENTILE,
@@ -179,7 +180,7 @@ def _layers(gradients: Any) -> tuple[LayerShare, ...]:
         return ()
     column = gradients.column("layer").combine_chunks().dictionary_encode()
     names = column.dictionary.to_pylist()
-    layer = column.indices.to_numpy(zero_copy_only=False)
+    layer = as_numpy(column.indices)
     norm = _floats(gradients, "norm")
     _, step = np.unique(_floats(gradients, "step"), return_inverse=True)
     square = np.square(norm)
@@ -237,16 +238,13 @@ def _advice(clipping: ClipSummary | None, norms: Array, bad: int) -> list[str]:
 
 def _floats(table: Any, column: str) -> Array:
     """A numeric column as float64; null is NaN."""
-    values: Array = table.column(column).to_numpy().astype(np.float64, copy=False)
-    return values
+    return as_numpy(table.column(column)).astype(np.float64, copy=False)
 
 
 def _bools(table: Any, column: str) -> npt.NDArray[np.bool_]:
     """A boolean column; null is False."""
-    flags: npt.NDArray[np.bool_] = table.column(column).fill_null(False).to_numpy()
-    return flags
+    return as_numpy(table.column(column))
 
 
 def _seen(table: Any, column: str) -> npt.NDArray[np.bool_]:
-    flags: npt.NDArray[np.bool_] = table.column(column).is_valid().to_numpy()
-    return flags
+    return is_seen(table.column(column))

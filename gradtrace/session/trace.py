@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtrace.attribution.suspects import Suspects, save_suspects, suspects
+from gradtrace.attribution.refetch import suspects
+from gradtrace.attribution.suspects import Suspects, save_suspects
 from gradtrace.detect.clipping import ClippingStats, ClippingSummary
 from gradtrace.detect.spikes.detector import SpikeDetector, latest_spikes
 from gradtrace.guard import Guard

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from gradtrace.detect.clipping import ClippingStats
 from gradtrace.records import MOMENT_COLUMNS, Clip, LayerTable, RunInfo, RunNote, StepRecord
 from gradtrace.report.summary import Summary, summarize
-from gradtrace.report.terminal import duration, print_runs, print_summary
-from gradtrace.runlog import RunLog, create_run_directory, list_runs, load_run
+from gradtrace.runlog import RunLog, create_run_directory, load_run
 
 LAYERS = ("embed.weight", "fc[1].weight", "fc[1].bias")
 
@@ -245,41 +243,3 @@ def test_no_advice_for_healthy_clipping(write: Write) -> None:
         for n in range(100)
     ]
     assert summary_of(write, records).advice == ()
-
-
-def printed(print_it: Callable[[Console], None]) -> str:
-    console = Console(width=120, record=True, quiet=False, file=None)
-    with console.capture() as capture:
-        print_it(console)
-    return capture.get()
-
-
-def test_report(write: Write) -> None:
-    """The report shows the numbers, and users' names as they are, brackets and all."""
-    summary = summary_of(write, training())
-    text = printed(lambda console: print_summary(summary, console, layers=2))
-    assert "fc[1].weight" in text
-    assert "fc[1].bias" not in text and "and 1 more" in text
-    assert "no [loss] was seen" in text
-    assert f"{summary.percentiles[95]:.4g} p95" in text
-    assert "5 first, 0.025 last, 0.025 lowest (step 199)" in text
-    assert "skipped" in text and "1 steps, by the AMP scaler" in text
-    assert "0.20 s (0.20% of the run)" in text
-
-
-def test_list_of_runs(write: Write) -> None:
-    """A list of runs has name, steps and status of each."""
-    directory = write(training(20)).parent
-    text = printed(lambda console: print_runs(list_runs(directory), console))
-    assert [line.split()[0] for line in text.splitlines()] == ["run", "run"]
-    assert "20" in text and "finished" in text
-
-
-def test_durations() -> None:
-    """Durations are told in the unit a person would choose."""
-    assert [duration(s) for s in (0.25, 119.0, 125.0, 7300.0)] == [
-        "0.2 s",
-        "119.0 s",
-        "2 min 5 s",
-        "2 h 1 min",
-    ]
