@@ -66,7 +66,7 @@ class Wanting(pytest.Module):
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         """Skips the file as a whole."""
         names = " and ".join(wanted(self.path))
-        pytest.skip(f"{names} not installed", allow_module_level=True)
+        pytest.skip(f"{self.path.name}: {names} not installed", allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(

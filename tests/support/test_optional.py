@@ -27,7 +27,7 @@ def test_a_file_is_skipped_with_its_reason(run: pytest.Pytester) -> None:
     result = run.runpytest_inprocess("-p", "optional", "-rs")
     assert result.ret == pytest.ExitCode.OK
     result.assert_outcomes(passed=1, skipped=1)
-    result.stdout.fnmatch_lines([f"SKIPPED*{ABSENT} not installed"])
+    result.stdout.fnmatch_lines([f"SKIPPED*test_needs.py: {ABSENT} not installed"])
 
 
 def test_ci_must_have_everything(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
