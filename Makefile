@@ -6,20 +6,33 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test coverage bare matrix check bench clean
 
 help:
 	@echo "make demo   train a small language model, find the documents behind its spikes (2 min)"
 	@echo "make test   run the tests"
 	@echo "make check  lint, format and type checks"
 	@echo "make bench  measure the overhead"
-	@echo "make clean  remove .venv, caches and builds (runs stay)"
+	@echo "make clean  remove .venv, .matrix, caches and builds (runs stay)"
+	@echo
+	@echo "make coverage  run the tests and measure which lines and branches they reach"
+	@echo "make bare      run the quick tests with nothing optional installed"
+	@echo "make matrix    the same on each Python at hand; MATRIX_TORCH=\"2.6.0 2.13.0\" on each torch"
 
 demo: $(READY)
 	$(BIN)/gradtrace demo
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+coverage: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+bare: $(READY)
+	PYTEST_ARGS="$(PYTEST_ARGS)" $(BIN)/python tools/matrix.py --this
+
+matrix: $(READY)
+	PYTEST_ARGS="$(PYTEST_ARGS)" $(BIN)/python tools/matrix.py
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -36,5 +49,5 @@ $(READY): pyproject.toml constraints.txt tools/setup.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .matrix build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import patience
 import pytest
 import torch
 
 from gradtrace.guard import Guard
 
+pytest_plugins = ("durations", "leftovers", "optional", "pytester")
+
 # Two threads on tiny tensors spend their time waiting for each other.
 torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    """A wrong factor for time-outs ends the run before any test."""
+    try:
+        patience.factor()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header() -> str:
+    """Tells how far time-outs are stretched."""
+    return f"time-outs: x{patience.factor():.1f}"
 
 
 @pytest.fixture(autouse=True)

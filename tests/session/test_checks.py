@@ -122,33 +122,6 @@ def test_a_wrong_argument_raises_at_the_call(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "error"),
-    [
-        ("gradients", -1, ValueError),
-        ("activations", 0.5, TypeError),
-        ("updates", True, TypeError),
-        ("first", -3, ValueError),
-        ("include", "encoder.*", TypeError),
-        ("include", None, TypeError),
-        ("exclude", 3, TypeError),
-        ("exclude", (1,), TypeError),
-        ("histograms", -10, ValueError),
-    ],
-)
-def test_a_wrong_cadence_raises_where_it_is_written(
-    field: str, value: Any, error: type[Exception]
-) -> None:
-    """`Sampling` refuses what is no number of steps or no globs, naming field and value."""
-    with pytest.raises(
-        error,
-        match=rf"Sampling\.{field} is {value!r}".replace("(", r"\(")
-        .replace(")", r"\)")
-        .replace("*", r"\*"),
-    ):
-        Sampling(**{field: value})
-
-
 def test_a_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     """A file in the directory's place raises at the call."""
     place = tmp_path / "runs"
@@ -205,8 +178,3 @@ def test_callbacks_whose_parameters_fit_or_are_not_known() -> None:
     for callback in fitting:
         gradtrace(MODEL, directory=None, on_spike=callback)
     gradtrace(MODEL, directory=None, on_spike=(), spikes=None)
-
-
-def test_globs_may_come_from_a_generator() -> None:
-    """Checking them does not use them up."""
-    assert Sampling(include=(name for name in ("a", "b"))).include == ("a", "b")  # type: ignore[arg-type]

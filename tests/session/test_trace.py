@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import patience
 from spiking import dataset, loss_fn, train
 from torch import nn
 from torch.utils.data import DataLoader
@@ -84,6 +85,7 @@ def test_a_spike_starts_a_burst(tmp_path: Path) -> None:
     assert full[:6] in ([0, *range(first + k, first + k + 5)] for k in (1, 2))
 
 
+@pytest.mark.slow
 def test_the_steps_around_a_spike_are_kept(tmp_path: Path) -> None:
     """In a run whose directory is far too small, 50 steps before and 20 after stay whole."""
     _, trace = train(dataset(77), tmp_path, epochs=40, max_bytes=1 << 20)
@@ -167,14 +169,14 @@ def test_ctrl_c_while_leaving_keeps_the_run_log_whole(
     monkeypatch.setattr(ExporterWorker, "join", join)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        train(dataset(), tmp_path, run="r", exporters=[exporter], close_timeout=60.0)
+        train(dataset(), tmp_path, run="r", exporters=[exporter], close_timeout=patience(60))
     run = load_run(tmp_path / "r")
     assert run.steps.num_rows == 100 and run.info["status"] == "finished"
     assert "still owes" in "".join(note.message for note in run.events if note.kind == "note")
     exporter.release()
     for thread in threading.enumerate():
         if thread.name.startswith("gradtrace"):
-            thread.join(30)
+            thread.join(patience(30))
     assert threading.active_count() == before
 
 
