@@ -208,7 +208,7 @@ def histograms(folder: Path, to: Path) -> None:
             optimizer.step()
     port = free_port()
     tool = Path(sys.executable).with_name("tensorboard")
-    command = [tool, "--logdir", "runs", "--port", str(port)]
+    command = [str(tool), "--logdir", "runs", "--port", str(port)]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as server:
         try:
             url = f"http://127.0.0.1:{port}"
