@@ -19,27 +19,27 @@ class Page:
         self.s = math.log(rule.false_alarm_rate) / math.log(1e-4)
         self.z: list[float | None] = []
         self.residuals: list[float] = []
-        self.m = math.nan
+        self.level = math.nan
         self.q = self.c = math.inf
 
     def score(self, value: float) -> float:
         """The score of the next value, which is accepted if it is below 1."""
         z = math.log(value)
         if not self.residuals:
-            self.m = z
+            self.level = z
         score = 0.0
         if len(self.residuals) >= self.rule.warmup:
-            score = max(0.0, (z - self.m) / (self.alarm() - self.m))
+            score = max(0.0, (z - self.level) / (self.alarm() - self.level))
         self.z.append(z if score < 1 else None)
         if score < 1:
             self.learn(z)
         return score
 
     def learn(self, z: float) -> None:
-        r = z - self.m
+        r = z - self.level
         self.residuals.append(r)
         n = len(self.residuals)
-        self.m += max(2 / 41, 1 / n) * r
+        self.level += max(2 / 41, 1 / n) * r
         if n >= self.rule.warmup and (n < 100 or n % 5 == 0):
             kept = np.asarray(self.residuals[-self.rule.window :])
             self.q = self.quantile(kept)
@@ -68,16 +68,16 @@ class Page:
 
     def alarm(self) -> float:
         n, n0 = len(self.residuals), self.rule.warmup
-        p = max(z for z in self.z[-99:] if z is not None)
-        reaches = self.m + self.q - p - 1.22
+        m = max(z for z in self.z[-99:] if z is not None)
+        reaches = self.level + self.q - m - 1.22
         d = self.s * min(math.log(1.49) + 2 * max(0.0, reaches), math.log(2.95))
         if n < 100:
             unknown = math.log(4) + (n - n0) / (100 - n0) * (math.log(1.49) - math.log(4))
             d = max(d, unknown)
-        alarm = max(p, self.m) + d
-        if n >= 50 and self.c <= 0.35 and self.m + self.c + 0.2 * self.s < p:
-            alarm = self.m + self.c + 0.2 * self.s
-        return max(alarm, self.m + max(math.log(self.rule.min_ratio), self.s * math.log(1.49)))
+        a = max(m, self.level) + d
+        if n >= 50 and self.c <= 0.35 and self.level + self.c + 0.2 * self.s < m:
+            a = self.level + self.c + 0.2 * self.s
+        return max(a, self.level + max(math.log(self.rule.min_ratio), self.s * math.log(1.49)))
 
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-6])
