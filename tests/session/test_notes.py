@@ -86,7 +86,7 @@ def test_many_threads_note_a_text_once() -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        for _ in range(30):
+        for _ in range(10):
             notes = new()
             start = threading.Barrier(8)
 
