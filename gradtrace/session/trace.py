@@ -65,7 +65,8 @@ class Trace:
         if not self._parameters.names:
             raise ValueError(
                 f"no parameter matches Sampling(include={sampling.include!r}, "
-                f"exclude={sampling.exclude!r}); the model has, for instance, "
+                f"exclude={sampling.exclude!r}); expected globs that match some of the model's "
+                "parameters, such as "
                 f"{next(n for m in settings.models.values() for n, _ in m.named_parameters())!r}"
             )
         self._wiring: Wiring | None = None
