@@ -147,7 +147,7 @@ def prepare(combination: Combination, most_mb: float) -> Path:
     if ready.is_file() and ready.read_text(encoding="utf-8") == wanted:
         return interpreter
     shutil.rmtree(folder, ignore_errors=True)
-    command = [combination.interpreter, "-m", "venv", folder]
+    command = [str(combination.interpreter), "-m", "venv", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     try:
         check_size(interpreter, torch, most_mb)
@@ -167,7 +167,7 @@ def prepare(combination: Combination, most_mb: float) -> Path:
 def test(interpreter: Path, arguments: Sequence[str]) -> bool:
     """Whether the quick tests pass; what is missing is skipped, for this is not the whole of CI."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTHONPATH")}
-    command = [interpreter, "-m", "pytest", "-q", "-m", "not slow", *arguments]
+    command = [str(interpreter), "-m", "pytest", "-q", "-m", "not slow", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
 
 
