@@ -35,10 +35,7 @@ def test_the_import_loads_nothing() -> None:
     [
         "LayerTable, Run, Sampling, Spike, SpikeRule, find_spikes, load_run",
         "exporter, exporters, metrics, monitoring, sampling, testing",
-        pytest.param(
-            "BadList, Suspects, find_bad, plots",
-            marks=pytest.mark.xfail(reason="reading suspects loads torch still"),
-        ),
+        "BadList, Suspects, find_bad, plots",
     ],
 )
 def test_names_that_need_no_torch_load_none(names: str) -> None:

@@ -14,7 +14,6 @@ import pytest
 from command_line import run
 
 HEAVY = ("matplotlib", "mlflow", "pandas", "sklearn", "tensorboard", "torch", "wandb")
-LATER = pytest.mark.xfail(reason="reading suspects and tables loads torch and pandas still")
 RECORDED = Path(__file__).parents[1] / "data" / "before-the-move"
 
 
@@ -83,11 +82,11 @@ main()
         ("--version", "torch"),
         ("--help", "bad-batches"),
         ("runs .", "before-the-move"),
-        pytest.param("show before-the-move", "80 steps", marks=LATER),
+        ("show before-the-move", "80 steps"),
         ("spikes before-the-move", "grad_norm"),
         ("spikes before-the-move --step 51", "spike at step"),
-        pytest.param("bad-batches before-the-move", '"samples"', marks=LATER),
-        pytest.param("send before-the-move --to openmetrics metrics.txt", "80 steps", marks=LATER),
+        ("bad-batches before-the-move", '"samples"'),
+        ("send before-the-move --to openmetrics metrics.txt", "80 steps"),
         ("monitoring init watching", "docker compose"),
     ],
 )
