@@ -66,11 +66,12 @@ def test_merged_layers_are_the_histogram_of_all_their_values() -> None:
 
 @pytest.mark.parametrize("octaves", [1, 4, OCTAVES])
 def test_fewer_octaves_widen_the_middle(octaves: int) -> None:
-    """The counts are those of numpy over the edges that are left."""
+    """The bin around zero takes what is below them; counts are numpy's over the edges left."""
     values = np.random.default_rng(2).normal(size=2000)
     counts, edges = in_use(counted(values, 8.0), 8.0, octaves=octaves)
     np.testing.assert_array_equal(np.histogram(values, edges)[0], counts)
     assert counts.sum() == 2000
+    assert edges[edges > 0].min() == 8.0 * 2.0**-octaves
 
 
 def test_without_values_the_middle_is_left() -> None:
