@@ -33,7 +33,10 @@ def pytest_report_header() -> str:
 def internal_errors(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[Exception]]:
-    """Errors of gradtrace's own during a test; they fail it unless it is marked `swallows`."""
+    """Errors of gradtrace's own during a test; they fail it unless it is marked `swallows`.
+
+    A test that is marked fails without any: it no longer provokes what it is about.
+    """
     errors: list[Exception] = []
     held_back = Guard.failed
 
@@ -43,5 +46,7 @@ def internal_errors(
 
     monkeypatch.setattr(Guard, "failed", failed)
     yield errors
-    if errors and request.node.get_closest_marker("swallows") is None:
+    swallows = request.node.get_closest_marker("swallows") is not None
+    if errors and not swallows:
         raise ExceptionGroup("gradtrace held back errors of its own", errors)
+    assert errors or not swallows, "marked `swallows`, but no error of gradtrace's was held back"

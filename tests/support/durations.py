@@ -15,27 +15,28 @@ from verdict import Verdict
 
 VARIABLE = "GRADTRACE_TEST_DURATIONS"
 LONG = 5.0
-"""Seconds of a quick test's setup, call or teardown on an idle machine."""
+"""Seconds of a quick test on an idle machine. What several share starts at no test's cost."""
 
 
 class Durations(Verdict):
-    """Remembers the phases of tests that took too long."""
+    """Remembers the tests that took too long."""
 
     title = f"took over {LONG:g} s, and is not marked slow"
 
     def __init__(self, *, fails: bool) -> None:
         super().__init__(fails=fails)
-        self._long: list[tuple[float, str, str]] = []
+        self._long: list[tuple[float, str]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Looks at a phase that has ended, with the load that the machine has then."""
-        if "slow" not in report.keywords and report.duration > patience(LONG):
-            self._long.append((report.duration, report.when, report.nodeid))
+        """Looks at a test that has ended, with the load that the machine has then."""
+        quick = report.when == "call" and "slow" not in report.keywords
+        if quick and report.duration > patience(LONG):
+            self._long.append((report.duration, report.nodeid))
 
     def found(self) -> Iterable[str]:
         """Longest first."""
-        for seconds, phase, name in sorted(self._long, reverse=True):
-            yield f"{seconds:.1f} s {phase} of {name}"
+        for seconds, name in sorted(self._long, reverse=True):
+            yield f"{seconds:.1f} s {name}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

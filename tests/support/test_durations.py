@@ -38,8 +38,9 @@ def test_a_check_fails_on_what_is_long(
     result = run.runpytest_inprocess("-p", "durations")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=3)
-    listed = [line for line in result.outlines if " s call of " in line]
-    assert len(listed) == 1 and listed[0].endswith("::test_long")
+    listed = [line for line in result.outlines if line.endswith("::test_long")]
+    assert len(listed) == 1 and " s " in listed[0]
+    assert not any(line.endswith(("::test_marked", "::test_quick")) for line in result.outlines)
 
 
 def test_ci_lists_and_passes(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

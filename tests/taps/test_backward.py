@@ -80,6 +80,17 @@ def test_gradients_that_are_returned_are_not_told(watching: Watching) -> None:
     assert gradient.tolist() == [3.0, 4.0] and watching.told == []
 
 
+def test_a_backward_inside_a_compiled_region_is_not_told(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the compiler traces, it runs as torch's own."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    watching.loss.backward()
+    assert watching.told == []
+    assert watching.parameter.grad is not None
+    assert watching.parameter.grad.tolist() == [3.0, 4.0]
+
+
 def test_a_backward_that_raises_is_not_finished(watching: Watching) -> None:
     """The exception comes out as it was, and there is no end to tell."""
     error = KeyError("mine")
@@ -132,10 +143,14 @@ def test_nobody_watches_afterwards() -> None:
     assert observer.told == []
 
 
-def test_another_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch that has the function under another name raises, with the name."""
-    monkeypatch.delattr(torch.autograd, "_engine_run_backward")
-    with pytest.raises(AttributeError, match="_engine_run_backward"):
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(torch.autograd, "_engine_run_backward"), (torch._C, "_current_graph_task_id")],
+)
+def test_another_torch_is_told(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch that has one of the functions under another name raises, with the name."""
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(AttributeError, match=name):
         backward_target()
 
 

@@ -141,6 +141,19 @@ def test_value_clipping_is_told(watching: Watching) -> None:
     assert watching.after == [("token 1", 3.5), ("token 2", 3.5)]
 
 
+def test_a_call_inside_a_compiled_region_is_not_told(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the compiler traces, every function clips as torch's own and tells nothing."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    some = parameters()
+    assert float(clip_grad_norm_(some, 1.0)) == pytest.approx(5.0)
+    nn.utils.clip_grads_with_norm_(some, 1.0, torch.tensor(2.0))
+    clip_grad_value_(some, 0.35)
+    assert grads(some) == pytest.approx([0.3, 0.35], rel=1e-5)
+    assert watching.before == [] and watching.after == []
+
+
 def test_nobody_watches_afterwards() -> None:
     """Once the observer is gone torch's functions are what they were, and tell nothing."""
     before = [target.get() for target in targets()]

@@ -138,6 +138,15 @@ def test_steps_inside_backward_are_told_as_such(watching: Watching) -> None:
     ]
 
 
+def test_a_step_inside_a_compiled_region_is_not_told(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the compiler traces, the hooks do nothing that it would trace."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.optim.SGD([watching.parameter], lr=0.25).step()
+    assert watching.told == [] and float(watching.parameter.detach()) == 0.75
+
+
 def test_two_observers_come_and_go(watching: Watching) -> None:
     """Each is told; the one that left is not, and leaves no hook."""
     before = hooks()

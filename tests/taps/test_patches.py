@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 import threading
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from gradtrace.taps.patches import (
     attribute,
     closure,
 )
+from gradtrace.taps.patches import registry as process_wide
 
 
 def telling(original: Function, observers: Observers) -> Function:
@@ -169,6 +171,40 @@ def test_a_forked_child_forgets_its_observers() -> None:
     assert owner.f(1) == 3 and seen == []
     end()
     assert owner.f is original
+
+
+def test_places_are_told_apart() -> None:
+    """Two names of an owner, and one name of two owners, have observers of their own."""
+    registry = Registry()
+    one, other = SimpleNamespace(f=original, g=original), SimpleNamespace(f=original)
+    seen: dict[str, list[Any]] = {"f": [], "g": [], "other": []}
+    ends = [
+        registry.attach(attribute(one, "f", telling), seen["f"]),
+        registry.attach(attribute(one, "g", telling), seen["g"]),
+        registry.attach(attribute(other, "f", telling), seen["other"]),
+    ]
+    one.f(1)
+    one.g(2)
+    other.f(3)
+    assert seen == {"f": [((1,), {})], "g": [((2,), {})], "other": [((3,), {})]}
+    for end in ends:
+        end()
+    assert vars(one) == {"f": original, "g": original} and vars(other) == {"f": original}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_the_process_wide_registry_forgets_in_a_child() -> None:
+    """A forked process calls through the wrappers of its parent and tells nobody."""
+    owner, target = place()
+    seen: list[Any] = []
+    end = process_wide.attach(target, seen)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if owner.f(1) == 3 and seen == [] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert owner.f(1) == 3 and len(seen) == 1
+    end()
 
 
 def test_many_threads_leave_the_original() -> None:

@@ -113,6 +113,15 @@ def test_a_scaler_that_is_off_says_nothing(watching: Watching) -> None:
     assert watching.told == [] and loss_scale(scaler) is None
 
 
+def test_a_loss_scaled_inside_a_compiled_region_is_not_told(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the compiler traces, the loss is scaled as torch does it."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    scaled = torch.amp.GradScaler("cpu", init_scale=8.0).scale(torch.tensor(3.0))
+    assert float(scaled) == 24.0 and watching.told == []
+
+
 def test_a_step_that_raises_is_told_as_one(watching: Watching) -> None:
     """The exception comes out, and the end says that nothing returned."""
     scaler = torch.amp.GradScaler("cpu")
