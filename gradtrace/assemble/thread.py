@@ -80,6 +80,11 @@ class Background:
         """Starts the thread."""
         self._thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread does not run, or no more."""
+        return not self._thread.is_alive()
+
     def flush(self, deadline: float) -> bool:
         """Waits until everything handed over so far has reached the sinks; False at the deadline.
 
@@ -107,7 +112,7 @@ class Background:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(max(0.0, deadline - self._clock()) + 1.0)
-        return not self._thread.is_alive()
+        return self.ended
 
     def _run(self) -> None:
         behind = False
