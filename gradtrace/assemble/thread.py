@@ -85,6 +85,11 @@ class Background:
         """Whether the thread does not run, or no more."""
         return not self._thread.is_alive()
 
+    @property
+    def is_caller(self) -> bool:
+        """Whether the calling code runs in this very thread, as sinks and what they call do."""
+        return threading.current_thread() is self._thread
+
     def flush(self, deadline: float) -> bool:
         """Waits until everything handed over so far has reached the sinks; False at the deadline.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -294,3 +295,93 @@ def test_the_end_of_the_process_closes_a_trace(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "closed with 5\n", "")
     run = load_run(tmp_path / "r")
     assert run.steps.num_rows == 5 and run.info["status"] == "finished"
+
+
+def in_a_child(work: Any) -> int:
+    """The exit status of a forked process that does the work, killed when it takes too long."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            code = 0 if work() else 2
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + SOON
+    while time.monotonic() < deadline:
+        done, exit_status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(exit_status)
+        time.sleep(0.01)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return -1
+
+
+def test_a_forked_child_leaves_the_trace_alone(tmp_path: Path) -> None:
+    """It may call all that a loop calls: nothing is recorded, written, waited for or closed."""
+    exporter = RecordingExporter()
+    model = nn.Linear(2, 2)
+    with gradtrace(model, directory=tmp_path, exporters=[exporter]) as trace:
+        one_step(model)
+        assert trace.flush(SOON)
+        wiring = trace._wiring
+        assert wiring is not None and wiring.background is not None and trace.path is not None
+        background = wiring.background
+        before = sorted((path.name, path.stat().st_size) for path in trace.path.iterdir())
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with background._turned:
+                held.set()
+                go_on.wait(SOON)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert held.wait(SOON)
+
+        def work() -> bool:
+            one_step(model)
+            trace.log(loss=1.0)
+            trace.step()
+            passed = list(trace.batches([1])) == [1]
+            flushed = trace.flush(SOON)
+            trace.close()
+            return passed and flushed and trace._wiring is wiring and len(wiring.handoff) == 0
+
+        try:
+            assert in_a_child(work) == 0
+        finally:
+            go_on.set()
+            holder.join(SOON)
+        after = sorted((path.name, path.stat().st_size) for path in trace.path.iterdir())
+        assert after == before
+        one_step(model)
+    assert status(trace) == "finished" and len(exporter.steps) == 2
+
+
+@pytest.mark.swallows
+def test_a_callback_cannot_end_its_own_trace(
+    tmp_path: Path, internal_errors: list[Exception]
+) -> None:
+    """`close` in a callback raises with advice and changes nothing; `flush` does not wait there."""
+    flushed: list[bool] = []
+    traces: list[Trace] = []
+    called = threading.Event()
+
+    def on_spike(spike: Spike) -> None:
+        start = time.monotonic()
+        flushed.append(traces[0].flush(SOON) or time.monotonic() - start >= SOON)
+        called.set()
+        traces[0].close()
+
+    def during(trace: Trace, step: int) -> None:
+        traces[:] = [trace]
+        if step == 99:  # there was a spike before
+            assert called.wait(SOON)
+
+    _, trace = train(dataset(77), tmp_path, epochs=2, on_spike=on_spike, during=during)
+    assert flushed[0] is False
+    assert {type(error) for error in internal_errors} <= {RuntimeError}
+    assert "expected the thread that trains" in str(internal_errors[0])
+    assert status(trace) == "finished" and len(trace.steps) == 100
