@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from patience import patience
 from spiking import dataset, loss_fn, train
 from torch import nn
 from torch.utils.data import DataLoader
 
 from gradtrace import Sampling, Spike, SpikeFiles, SpikeRule, gradtrace, load_run
-from gradtrace.pipeline.worker import ExporterWorker
-from gradtrace.testing import HangingExporter, RecordingExporter
+from gradtrace.testing import RecordingExporter
 
 
 def test_spikes_know_the_samples(tmp_path: Path) -> None:
@@ -149,33 +147,6 @@ def test_no_rule_no_spikes(tmp_path: Path) -> None:
     """spikes=None looks for none."""
     _, trace = train(dataset(77), tmp_path, epochs=3, spikes=None)
     assert trace.spikes == [] and trace.state_dict() == {"spikes": {}}
-
-
-def test_ctrl_c_while_leaving_keeps_the_run_log_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted while it waits for an exporter: all is on disk, and no thread is left."""
-    exporter = HangingExporter()
-    waiting = ExporterWorker.join
-    interrupts = [KeyboardInterrupt()]
-
-    def join(self: ExporterWorker, timeout: float) -> bool:
-        if interrupts:
-            raise interrupts.pop()
-        return waiting(self, timeout)
-
-    monkeypatch.setattr(ExporterWorker, "join", join)
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        train(dataset(), tmp_path, run="r", exporters=[exporter], close_timeout=patience(60))
-    run = load_run(tmp_path / "r")
-    assert run.steps.num_rows == 100 and run.info["status"] == "finished"
-    assert "still owes" in "".join(note.message for note in run.events if note.kind == "note")
-    exporter.release()
-    for thread in threading.enumerate():
-        if thread.name.startswith("gradtrace"):
-            thread.join(patience(30))
-    assert threading.active_count() == before
 
 
 def test_a_start_that_fails_leaves_the_name_free(tmp_path: Path) -> None:
