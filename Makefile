@@ -6,20 +6,35 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test coverage bare matrix check bench docs pictures clean
 
 help:
 	@echo "make demo   train a small language model, find the documents behind its spikes (2 min)"
 	@echo "make test   run the tests"
 	@echo "make check  lint, format and type checks"
 	@echo "make bench  measure the overhead"
-	@echo "make clean  remove .venv, caches and builds (runs stay)"
+	@echo "make docs   build the pages in docs/, into docs/_build/html"
+	@echo "make clean  remove .venv, .matrix, caches and builds (runs stay)"
+	@echo
+	@echo "make coverage  run the tests and measure which lines and branches they reach"
+	@echo "make bare      run the quick tests with nothing optional installed"
+	@echo "make matrix    the same on each Python at hand; MATRIX_TORCH=\"2.6.0 2.13.0\" on each torch"
+	@echo "make pictures  make the pictures in docs/ anew (PICTURES='spike mlflow': only some)"
 
 demo: $(READY)
 	$(BIN)/gradtrace demo
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+coverage:
+	$(MAKE) test PYTEST_ARGS="--cov --cov-report=term:skip-covered $(PYTEST_ARGS)"
+
+bare: $(READY)
+	PYTEST_ARGS="$(PYTEST_ARGS)" $(BIN)/python tools/matrix.py --this
+
+matrix: $(READY)
+	PYTEST_ARGS="$(PYTEST_ARGS)" $(BIN)/python tools/matrix.py
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -31,10 +46,18 @@ bench: $(READY)
 		--constraint constraints.txt --requirement benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks.overhead $(BENCH_ARGS)
 
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+pictures: $(READY)
+	$(BIN)/python tools/pictures.py $(PICTURES)
+
 $(READY): pyproject.toml constraints.txt tools/setup.sh
 	@bash tools/setup.sh $(VENV)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .matrix build dist docs/_build *.egg-info .coverage
+	rm -rf .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

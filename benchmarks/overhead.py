@@ -217,7 +217,7 @@ COMPARISONS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown, for the README."""
+    """The results as Markdown, for docs/cost.md."""
     names = [name for name in COMPARISONS if name in results]
     lines: list[str] = []
     if names:

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from gradtrace import SkipSamples, SpikeFiles, Trace, gradtrace, load_run
-from gradtrace.attribution.bad_samples import BadList, find_bad
+from gradtrace import BadList, SkipSamples, SpikeFiles, Trace, find_bad, gradtrace
 from gradtrace.demo.charlm import CharLM
 from gradtrace.demo.documents import LENGTH, Documents, collate
 from gradtrace.demo.training import token_loss
@@ -62,7 +61,7 @@ def main(epochs: int = 4, directory: str = "gradtrace-runs") -> tuple[Documents,
         )
 
     assert trace.path is not None
-    bad = find_bad(load_run(trace.path))  # what `gradtrace bad-batches RUN` writes
+    bad = find_bad(trace.path)  # what `gradtrace bad-batches RUN` writes
     for sample in bad.samples:
         what = data.corrupted.get(int(sample.id), "an ordinary document")
         print(f"document {sample.id} is {what}: {len(sample.steps)} spikes, {sample.why}")

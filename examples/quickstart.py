@@ -1,12 +1,11 @@
 """The smallest use: wrap a training loop, change nothing in it.
 
-Trains a classifier of handwritten digits (they come with scikit-learn).
+Trains a small classifier of made-up data; needs nothing that gradtrace itself does not.
 """
 
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,10 +15,9 @@ from gradtrace import Trace, gradtrace
 def main(epochs: int = 10, directory: str = "gradtrace-runs") -> Trace:
     """Trains for some epochs and returns the ended trace."""
     torch.manual_seed(0)
-    digits = load_digits()
-    images = torch.tensor(digits.data, dtype=torch.float32) / 16
-    labels = torch.tensor(digits.target)
-    loader = DataLoader(TensorDataset(images, labels), batch_size=64, shuffle=True)
+    inputs = torch.randn(1800, 64)
+    labels = (inputs @ torch.randn(64, 10)).argmax(1)
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     criterion = nn.CrossEntropyLoss()

@@ -3,7 +3,7 @@
 Writes the folder `monitoring`, as `gradtrace monitoring init monitoring` does; then start it with
 `docker compose --project-directory monitoring up -d` while the training goes on. Some of the digits
 are broken scans: their spikes are alerts within half a minute, with run, step and batch index, and
-the dashboard at http://127.0.0.1:3000 shows them.
+the dashboard at http://127.0.0.1:3000 shows them. The digits come with scikit-learn.
 
 Without docker, the same files work with servers of your own: put the address that this prints into
 `scrape_configs` of `prometheus.yml`.

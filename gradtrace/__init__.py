@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradtrace.attribution.bad_samples import BadBatch, BadList, BadSample, find_bad
     from gradtrace.attribution.per_sample import Attribution, SampleScore, attribute
+    from gradtrace.attribution.refetch import suspects
     from gradtrace.attribution.skip import SkipBatches, SkipSamples
     from gradtrace.attribution.spike_files import SpikeFiles
-    from gradtrace.attribution.suspects import Suspects, SuspectSample, suspects
+    from gradtrace.attribution.suspects import Suspects, SuspectSample
     from gradtrace.detect.spikes.detector import find_spikes
     from gradtrace.detect.spikes.rule import SpikeRule
     from gradtrace.records import (
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from gradtrace.runlog import Run, load_run
     from gradtrace.sampling import Sampling
     from gradtrace.session.trace import Trace, gradtrace
+
+    __version__: str
 
 __all__ = [
     "Attribution",
@@ -64,6 +67,7 @@ __all__ = [
     "SuspectSample",
     "Suspects",
     "Trace",
+    "__version__",
     "attribute",
     "find_bad",
     "find_spikes",
@@ -76,9 +80,10 @@ _MODULES = ("exporter", "exporters", "metrics", "monitoring", "plots", "sampling
 _WHERE = {
     "gradtrace.attribution.bad_samples": ("BadBatch", "BadList", "BadSample", "find_bad"),
     "gradtrace.attribution.per_sample": ("Attribution", "SampleScore", "attribute"),
+    "gradtrace.attribution.refetch": ("suspects",),
     "gradtrace.attribution.skip": ("SkipBatches", "SkipSamples"),
     "gradtrace.attribution.spike_files": ("SpikeFiles",),
-    "gradtrace.attribution.suspects": ("SuspectSample", "Suspects", "suspects"),
+    "gradtrace.attribution.suspects": ("SuspectSample", "Suspects"),
     "gradtrace.detect.spikes.detector": ("find_spikes",),
     "gradtrace.detect.spikes.rule": ("SpikeRule",),
     "gradtrace.runlog": ("Run", "load_run"),
@@ -97,10 +102,12 @@ if not TYPE_CHECKING:
             return import_module(f"gradtrace.{name}")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "__version__":
+            return import_module("importlib.metadata").version(__name__)
         value = getattr(import_module(_HOME.get(name, "gradtrace.records")), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import patience
 import pytest
 import torch
 
 from gradtrace.guard import Guard
 
+pytest_plugins = ("durations", "leftovers", "optional", "pytester")
+
 # Two threads on tiny tensors spend their time waiting for each other.
 torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    """A wrong factor for time-outs ends the run before any test."""
+    try:
+        patience.factor()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header() -> str:
+    """Tells how far time-outs are stretched."""
+    return f"time-outs: x{patience.factor():.1f}"
 
 
 @pytest.fixture(autouse=True)
 def internal_errors(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[Exception]]:
-    """Errors of gradtrace's own during a test; they fail it unless it is marked `swallows`."""
+    """Errors of gradtrace's own during a test; they fail it unless it is marked `swallows`.
+
+    A test that is marked fails without any: it no longer provokes what it is about.
+    """
     errors: list[Exception] = []
     held_back = Guard.failed
 
@@ -27,5 +46,7 @@ def internal_errors(
 
     monkeypatch.setattr(Guard, "failed", failed)
     yield errors
-    if errors and request.node.get_closest_marker("swallows") is None:
+    swallows = request.node.get_closest_marker("swallows") is not None
+    if errors and not swallows:
         raise ExceptionGroup("gradtrace held back errors of its own", errors)
+    assert errors or not swallows, "marked `swallows`, but no error of gradtrace's was held back"

@@ -32,7 +32,7 @@ def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(steps) == 2 * 29
     assert all(step.clip is not None and step.loss is not None for step in steps)
     ids = [id_ for step in steps[:29] for id_ in step.batches[0].sample_ids or ()]
-    assert sorted(ids) == list(range(1797))
+    assert sorted(ids) == list(range(1800))
     hardest = max(steps, key=lambda step: step.grad_norm or 0.0)
     printed = capsys.readouterr().out
     assert f"its samples: {hardest.batches[0].sample_ids}" in printed

@@ -1,20 +1,16 @@
+"""The fakes for tests do what they say."""
+
 from __future__ import annotations
 
 import threading
 
 import pytest
+from build import note, run_info, step
+from patience import patience
 
 from gradtrace.exporter import Exporter
-from gradtrace.records import Record, RunInfo, RunNote, StepRecord
+from gradtrace.records import Record
 from gradtrace.testing import FailingExporter, HangingExporter, MemoryBacklog, RecordingExporter
-
-
-def step(number: int) -> StepRecord:
-    return StepRecord(step=number, time=0.0)
-
-
-def note(number: int) -> RunNote:
-    return RunNote(step=number, time=0.0, severity="info", message="", source="test")
 
 
 @pytest.mark.parametrize("kind", [RecordingExporter, FailingExporter, HangingExporter])
@@ -27,7 +23,7 @@ def test_a_recording_exporter_remembers_all() -> None:
     """Records by kind, the run, and whether it was opened and closed."""
     exporter = RecordingExporter()
     assert not exporter.opened and not exporter.closed
-    exporter.open(RunInfo(name="run", started=0.0))
+    exporter.open(run_info())
     exporter.export([step(0), note(0)])
     exporter.close()
     assert exporter.opened and exporter.closed
@@ -57,11 +53,11 @@ def test_a_hanging_exporter_hangs_until_released() -> None:
     exporter = HangingExporter()
     thread = threading.Thread(target=exporter.export, args=([step(0)],), daemon=True)
     thread.start()
-    assert exporter.reached.wait(30)
+    assert exporter.reached.wait(patience(30))
     assert exporter.records == []
     exporter.release()
-    assert exporter.wait_for(1)
-    thread.join(30)
+    assert exporter.wait_for(1, patience(30))
+    thread.join(patience(30))
 
 
 def test_a_memory_backlog_shows_what_was_flushed() -> None:

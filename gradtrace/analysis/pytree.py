@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """All tensors of a batch, depth first."""
+    """All tensors of a batch, depth first; what is neither tensor nor nesting is passed over."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
@@ -21,7 +21,10 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
-    """The same nesting with `function` of each tensor, in the order of `tensors_in`."""
+    """The same nesting with `function` of each tensor, in the order of `tensors_in`.
+
+    Named tuples stay what they are, mappings become dicts, and what is no tensor is passed on.
+    """
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):

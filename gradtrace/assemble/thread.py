@@ -80,6 +80,16 @@ class Background:
         """Starts the thread."""
         self._thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread does not run, or no more."""
+        return not self._thread.is_alive()
+
+    @property
+    def is_caller(self) -> bool:
+        """Whether the calling code runs in this very thread, as sinks and what they call do."""
+        return threading.current_thread() is self._thread
+
     def flush(self, deadline: float) -> bool:
         """Waits until everything handed over so far has reached the sinks; False at the deadline.
 
@@ -107,7 +117,7 @@ class Background:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(max(0.0, deadline - self._clock()) + 1.0)
-        return not self._thread.is_alive()
+        return self.ended
 
     def _run(self) -> None:
         behind = False

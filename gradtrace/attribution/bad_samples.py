@@ -4,6 +4,7 @@ A sample is listed for one of two reasons. Measured: `trace.suspects` fetched a 
 this one stood far out. Recurring: it was in several spikes and never in a step without one, and no
 other sample explains those spikes; one that shared its batches with a listed sample is not
 listed for that, its spikes are explained already. Batches are listed where samples are not known.
+Which batches are behind a spike, `Spike.blamed` says.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from gradtrace.attribution.suspects import read_suspects
 from gradtrace.detect.spikes.detector import latest_spikes
-from gradtrace.records import BatchRef, SampleId, Spike
+from gradtrace.records import SampleId, Spike
 from gradtrace.runlog import Run, load_run
 
 LEAST_VISITS = 2
@@ -43,7 +44,7 @@ class BadSample:
 
 @dataclass(frozen=True, slots=True)
 class BadBatch:
-    """A batch whose samples are not known."""
+    """A batch whose samples are not known. `step`, `signal` and `ratio` are its spike's."""
 
     epoch: int
     batch_index: int
@@ -85,15 +86,11 @@ def find_bad(run: Run | str | os.PathLike[str]) -> BadList:
     visits = _visits(run, set().union(*ids.values())) if ids else {}
     found = _measured(run, visits, ids)
     explained = {step for bad in found for step in bad.steps}
-    found += _recurring({s: i for s, i in ids.items() if s not in explained}, visits)
+    puzzling = {step: some for step, some in ids.items() if step not in explained}
+    blamed = {spike.blamed_step for step in puzzling for spike in by_step[step] if spike.blamed}
+    found += _recurring(puzzling, visits, blamed | puzzling.keys())
     explained = {step for bad in found for step in bad.steps}
-    batches = [
-        BadBatch(b.epoch, b.batch_index, b.ordinal, spike.step, spike.signal, spike.ratio)
-        for step, some in by_step.items()
-        if not ids[step]
-        for spike in some[:1]
-        for b in spike.batches
-    ]
+    batches = [b for step, some in by_step.items() if not ids[step] for b in _batches(some)]
     return BadList(
         run=str(run.info.get("name", run.path.name)),
         spikes=len(by_step),
@@ -105,17 +102,18 @@ def find_bad(run: Run | str | os.PathLike[str]) -> BadList:
 
 def _ids(spikes: list[Spike]) -> set[SampleId]:
     """The samples that may be behind the spikes of one step."""
-    found: set[SampleId] = set()
+    batches = [batch for spike in spikes for batch in spike.blamed]
+    return {sample for batch in batches for sample in batch.sample_ids or ()}
+
+
+def _batches(spikes: list[Spike]) -> Iterable[BadBatch]:
+    """The batches behind the spikes of one step, each with the first spike it is blamed for."""
+    found: dict[int, BadBatch] = {}
     for spike in spikes:
-        batches = spike.previous_batches if spike.suspect == "update" else _blamed(spike)
-        found.update(i for batch in batches for i in batch.sample_ids or ())
-    return found
-
-
-def _blamed(spike: Spike) -> tuple[BatchRef, ...]:
-    if spike.micro_batch is not None and spike.micro_batch < len(spike.batches):
-        return (spike.batches[spike.micro_batch],)
-    return spike.batches
+        for b in spike.blamed:
+            bad = BadBatch(b.epoch, b.batch_index, b.ordinal, spike.step, spike.signal, spike.ratio)
+            found.setdefault(b.ordinal, bad)
+    return found.values()
 
 
 def _visits(run: Run, wanted: set[SampleId]) -> dict[SampleId, list[int]]:
@@ -162,8 +160,14 @@ def _measured(
     ]
 
 
-def _recurring(ids: dict[int, set[SampleId]], visits: dict[SampleId, list[int]]) -> list[BadSample]:
-    """Greedily, the sample that explains most spikes, as long as no other explains as many."""
+def _recurring(
+    ids: dict[int, set[SampleId]], visits: dict[SampleId, list[int]], troubled: set[int]
+) -> list[BadSample]:
+    """Greedily, the sample that explains most spikes, as long as no other explains as many.
+
+    Visits at `troubled` steps were no calm ones: those of the spikes, and of what they are put
+    down to.
+    """
     left = dict(ids)
     found: list[BadSample] = []
     while left:
@@ -175,7 +179,7 @@ def _recurring(ids: dict[int, set[SampleId]], visits: dict[SampleId, list[int]])
             sample: steps
             for sample, steps in counts.items()
             if len(steps) >= LEAST_VISITS
-            and len(set(visits.get(sample, steps)) - ids.keys())
+            and len(set(visits.get(sample, steps)) - troubled)
             <= CALM_VISITS * len(visits.get(sample, steps))
         }
         if not candidates:

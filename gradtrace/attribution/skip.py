@@ -21,7 +21,7 @@ logger = logging.getLogger("gradtrace")
 
 
 class Listed(Protocol):
-    """What has lists of bad samples and batches: `gradtrace.badbatches.BadList`."""
+    """What has lists of bad samples and batches: `gradtrace.BadList`."""
 
     @property
     def samples(self) -> Iterable[Any]:

@@ -7,11 +7,13 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gradtrace.records import Spike, event_to_dict
+from gradtrace.runlog.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SpikeFiles:
@@ -41,21 +43,23 @@ class SpikeFiles:
 
     def __call__(self, spike: Spike) -> None:
         """Writes the file of one spike."""
+        import torch  # loaded already where there is a training to have a spike
+
         self.directory.mkdir(parents=True, exist_ok=True)
         signal = re.sub(r"\W", "_", spike.signal)
         path = self.directory / f"spike-{spike.step:08d}-{signal}-rank{spike.rank}.json"
         state = torch.get_rng_state().numpy().tobytes()
         whole = {"spike": event_to_dict(spike), "rng": base64.b64encode(state).decode()}
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(whole, default=str), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(whole, default=str))
 
     @staticmethod
-    def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], torch.Tensor]:
+    def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensor]:
         """The event as a mapping, and the generator's state for `torch.set_rng_state`.
 
         Raises ValueError for a file that is not of this kind.
         """
+        import torch
+
         try:
             whole = json.loads(Path(path).read_text(encoding="utf-8"))
             state = bytearray(base64.b64decode(whole["rng"], validate=True))

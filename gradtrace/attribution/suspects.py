@@ -1,22 +1,21 @@
-"""The samples behind a spike: fetched again, measured one by one, ranked, and kept."""
+"""The samples behind a spike: ranked by how far each is from the others, kept, and read back.
+
+`refetch` measures them; nothing here needs torch.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.data import default_collate
+import numpy.typing as npt
 
-from gradtrace.analysis.pytree import map_tensors
-from gradtrace.attribution.per_sample import SampleScore, attribute, check_measurable, fetch
-from gradtrace.records import SampleId, Spike
+from gradtrace.records import Array, SampleId, Spike
 
 FILE = "suspects.jsonl"
 STANDS_OUT = 2.0
@@ -61,89 +60,32 @@ class Suspects:
         return self.samples[rank]
 
 
-def suspects(
-    model: nn.Module,
-    spike: Spike,
-    dataset: Any,
-    loss_fn: Callable[..., Tensor],
-    *,
-    collate: Callable[[list[Any]], Any] | None = None,
+def rank(
+    spike: Spike, ids: Sequence[SampleId], losses: Sequence[float], norms: Sequence[float]
 ) -> Suspects:
-    """Ranks the samples of a spike by how far each is from the others, for the present model.
+    """A spike's samples, measured, the most suspicious first; all three are [samples].
 
     The larger of two ratios to the median counts, that of the loss and that of the gradient norm:
     what can never be learned keeps the one, what contradicts the others keeps the other.
-
-    The samples are those of the spike's batches, and of the previous ones where the spike is put
-    down to the update before. `dataset[id]` (or `dataset(id)`) must give a sample; `collate` makes
-    a batch of a list of them (torch's own by default; where it refuses, samples are measured alone,
-    and what cannot be made a batch of at all raises). `loss_fn` as for `gradtrace.attribute`.
-
-    Costs two to four training steps. Raises ValueError when the spike knows no sample ids, KeyError
-    when the dataset lacks one, TypeError or ValueError for arguments of the wrong kind.
     """
-    check_measurable(model, loss_fn)
-    if not isinstance(spike, Spike):
-        raise TypeError(
-            f"spike is a {type(spike).__name__}; expected a Spike, such as one of trace.spikes"
-        )
-    batches = spike.batches + (spike.previous_batches if spike.suspect == "update" else ())
-    ids = list(dict.fromkeys(sample for batch in batches for sample in batch.sample_ids or ()))
-    if not ids:
-        raise ValueError(
-            f"the spike at step {spike.step} knows no sample ids: give gradtrace(...) the loader, "
-            "or sample_ids="
-        )
-    samples = fetch(dataset, ids)
-    collate = default_collate if collate is None else collate
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    scores: list[SampleScore] = []
-    for some, names in _groups(samples, ids, collate):
-        found = attribute(model, loss_fn, _moved(some, device), sample_ids=names)
-        scores += found.samples
-    losses = np.asarray([score.loss for score in scores])
-    norms = np.asarray([score.grad_norm for score in scores])
-    loss_ratios, norm_ratios = _ratios(losses), _ratios(norms)
-    key = np.maximum(loss_ratios, norm_ratios)
-    order = np.argsort(-key, kind="stable")
+    loss_ratios, norm_ratios = _ratios(np.asarray(losses)), _ratios(np.asarray(norms))
+    order = np.argsort(-np.maximum(loss_ratios, norm_ratios), kind="stable")
     far = _far(loss_ratios) | _far(norm_ratios)
-    return Suspects(
-        spike.step,
-        spike.signal,
-        tuple(
-            [
-                SuspectSample(
-                    scores[i].sample_id,
-                    scores[i].loss,
-                    scores[i].grad_norm,
-                    float(loss_ratios[i]),
-                    float(norm_ratios[i]),
-                    bool(far[i]),
-                )
-                for i in order
-            ]
-        ),
-    )
+    samples = [
+        SuspectSample(
+            sample_id=ids[i],
+            loss=float(losses[i]),
+            grad_norm=float(norms[i]),
+            loss_ratio=float(loss_ratios[i]),
+            norm_ratio=float(norm_ratios[i]),
+            stands_out=bool(far[i]),
+        )
+        for i in order.tolist()
+    ]
+    return Suspects(spike.step, spike.signal, tuple(samples))
 
 
-def _groups(
-    samples: list[Any], ids: list[SampleId], collate: Callable[[list[Any]], Any]
-) -> Iterator[tuple[Any, Sequence[SampleId]]]:
-    """All samples as one batch; each as its own where they do not fit together."""
-    try:
-        batch = collate(samples)
-    except (RuntimeError, TypeError, ValueError):
-        for sample, name in zip(samples, ids, strict=True):
-            yield collate([sample]), (name,)
-    else:
-        yield batch, ids
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    return map_tensors(lambda tensor: tensor.to(device), batch)
-
-
-def _ratios(values: np.ndarray) -> np.ndarray:
+def _ratios(values: Array) -> Array:
     """Each value over the median of all; NaN and Inf over it are Inf."""
     finite = values[np.isfinite(values)]
     middle = float(np.median(finite)) if len(finite) else math.nan
@@ -152,7 +94,7 @@ def _ratios(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), ratios, math.inf)
 
 
-def _far(ratios: np.ndarray) -> np.ndarray:
+def _far(ratios: Array) -> npt.NDArray[np.bool_]:
     """Which ratios are far above the others: by their median absolute deviation, or all alone.
 
     Where the others are spread widely, the largest is far as well if it is alone up there.
@@ -160,7 +102,7 @@ def _far(ratios: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         logs = np.log(ratios)
     spread = float(np.median(np.abs(logs[np.isfinite(logs)]))) if np.isfinite(logs).any() else 0.0
-    far: np.ndarray = (ratios >= STANDS_OUT) & (logs >= DEVIATIONS * spread)
+    far: npt.NDArray[np.bool_] = (ratios >= STANDS_OUT) & (logs >= DEVIATIONS * spread)
     if len(ratios) > 1:
         *_, next_one, largest = np.argsort(ratios, kind="stable")
         if ratios[largest] >= max(STANDS_OUT, ALONE * ratios[next_one]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -43,6 +45,7 @@ class Observer:
         self._batches = Batches(sample_ids, note)
         self._losses = LossScales()
         self._fired_inside_scaler = False
+        self._global_hooks: list[Callable[[], None]] = []
         names = modules.module_names(models, qualified, sampling.selects)
         self._modules = modules.ModuleTap(names, collector, guard.wrap)
         wrap = guard.wrap
@@ -73,8 +76,10 @@ class Observer:
         fsdp = clipping.fsdp_target()
         if fsdp is not None:
             self._install_target(stack, "FSDP clipping", fsdp)
-        stack.callback(optimizers.attach(self))
-        stack.callback(self._modules.disarm)
+        self._global_hooks = [optimizers.attach(self), self._modules.disarm]
+        for take_away in self._global_hooks:
+            stack.callback(take_away)
+        _attached.add(self)
         if modules.compiled_regions(self._models):
             self._note(
                 "activations",
@@ -98,6 +103,11 @@ class Observer:
             stack.callback(loaders.attach(loader, self))
         except AttributeError as error:
             self._missing("batches", error)
+
+    def forked(self) -> None:
+        """In a forked child: nothing is observed, for no thread would take it."""
+        for take_away in self._global_hooks:
+            take_away()
 
     def batches(self, iterable: Iterable[Any]) -> Iterator[Any]:
         """Any iterable's items, each known to the step that consumes it."""
@@ -195,3 +205,16 @@ class Observer:
 def _kept(limit: Any) -> Any:
     """A copy of what may change later."""
     return limit.detach().clone() if isinstance(limit, Tensor) else limit
+
+
+_attached: weakref.WeakSet[Observer] = weakref.WeakSet()
+"""Per process by nature: a fork concerns every observer there is."""
+
+
+def _after_fork() -> None:
+    # What was replaced forgets its observers by itself, see `Registry`; torch's hooks do not.
+    for observer in list(_attached):
+        observer.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

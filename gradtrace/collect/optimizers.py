@@ -12,14 +12,18 @@ from gradtrace.measure.parameters import Parameters
 
 @dataclass(slots=True)
 class _Owned:
-    """The watched parameters of an optimizer, and how its groups looked when that was found out."""
+    """Where an optimizer's parameters stood when they were last looked at; None for strangers."""
 
-    groups: tuple[int, ...]
+    places: list[int | None]
     positions: tuple[int, ...]
 
 
 class Owners:
-    """Remembers each optimizer's parameters; looks again when its groups change. One thread."""
+    """Remembers each optimizer's parameters; looks again when they are others. Training thread.
+
+    The parameters themselves are compared, 0.1 us each, for a new one may stand in the group where
+    the old one stood.
+    """
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
@@ -29,13 +33,14 @@ class Owners:
 
     def positions_of(self, optimizer: Optimizer) -> tuple[int, ...]:
         """Where the watched parameters of this optimizer stand; empty for somebody else's."""
-        groups = tuple([len(group["params"]) for group in optimizer.param_groups])
+        given = [p for group in optimizer.param_groups for p in group["params"]]
         owned = self._owned.get(optimizer)
-        if owned is None or owned.groups != groups:
+        if owned is None or not self._parameters.holds(given, owned.places):
             # The model may have grown, or been given new parameters, since it was last looked at.
             self._parameters.refresh()
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            owned = _Owned(groups, self._parameters.positions(parameters))
+            index = self._parameters.index
+            places = [index.get(id(p)) for p in given]
+            owned = _Owned(places, tuple([at for at in places if at is not None]))
             self._owned[optimizer] = owned
             self._changes += 1
         return owned.positions

@@ -40,6 +40,8 @@ class Rounds:
         self._after = None if step_after is None else weakref.ref(step_after)
         self._seen: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._round = 0
+        # Whether optimizers make rounds together or phases one by one; None until that was seen.
+        self._together: bool | None = None
 
     def over(self, optimizer: Optimizer, pieces: Sequence[Piece]) -> bool:
         """Whether the round of these pieces is over, now that this optimizer is about to step."""
@@ -52,6 +54,10 @@ class Rounds:
             return last is None or any(piece.has(last) for piece in pieces)
         if not self._seen:
             return moved_all()
+        if self._together is False:
+            return True
+        if self._together is None and len(pieces) > 1:
+            return False
         return all(any(piece.has(one) for piece in pieces) for one in list(self._seen))
 
     def steps(self, pieces: Sequence[Piece], trigger: Optimizer | None) -> list[Step]:
@@ -59,8 +65,9 @@ class Rounds:
         if not pieces:
             return []
         self._learn(pieces)
-        phases = trigger is not None and len(pieces) > 1 and pieces[-1].has(trigger)
-        if phases and self._after is None:
+        if self._after is None and trigger is not None and len(pieces) > 1:
+            self._together = not pieces[-1].has(trigger)
+        if self._after is None and len(pieces) > 1 and not self._together:
             return [piece.step for piece in pieces]
         first = pieces[0].step
         for piece in pieces[1:]:

@@ -7,16 +7,27 @@ from collections import Counter, deque
 
 import numpy as np
 
+from gradtrace.detect.clipping import Newest, clipped_norm
 from gradtrace.records import ClipFinding, StepRecord
+from gradtrace.thresholds import (
+    NEVER_MARGIN,
+    NORMS_KEPT,
+    ODD_REPEATS,
+    ORDINARY_PERCENTILE,
+    SUGGESTED_PERCENTILE,
+    TURNED,
+    clips_too_often,
+    never_engages,
+    ordinary_norm,
+    suggested_clip_norm,
+)
 
 WINDOW = 200
-ALWAYS = 0.95
-NEVER_STEPS = 1000
-NEVER_MARGIN = 10.0
-REPEATS = 5
-"""Times that something odd is seen before it is told: once may be an accident."""
-TURNED = 0.9
-"""A cosine below this is another direction."""
+"""Steps with clipping that "always" looks at."""
+NEVER_EVERY = 100
+"""Steps with clipping after which "never" is looked at again; a percentile costs a millisecond."""
+TURNS = 20
+"""Cosines that "direction" looks at."""
 
 _REMARKS = {
     "no effect": (
@@ -50,30 +61,29 @@ class ClipJudge:
         self._remarks: Counter[str] = Counter()
         self._coefficients: deque[float] = deque(maxlen=WINDOW)
         self._clipped: deque[bool] = deque(maxlen=WINDOW)
-        self._norms: deque[float] = deque(maxlen=NEVER_STEPS)
+        self._norms = Newest(NORMS_KEPT)
         self._calls = 0
         self._ever = False
-        self._turns: list[float] = []
+        self._turns: deque[float] = deque(maxlen=TURNS)
 
     def update(self, record: StepRecord) -> list[ClipFinding]:
         """The findings that this record completes."""
         clip = record.clip
         remarks = set(record.remarks)
+        self._norms.add(clipped_norm(record))
         if clip is not None:
             self._calls += 1
             self._ever |= clip.clipped
             self._clipped.append(clip.clipped)
             if clip.clipped and math.isfinite(clip.coefficient):
                 self._coefficients.append(clip.coefficient)
-            if math.isfinite(clip.norm_before):
-                self._norms.append(clip.norm_before)
             if clip.kind == "norm" and math.isinf(clip.threshold):
                 remarks.add("no effect")
         self._remarks.update(remarks)
         found = [
             self._finding(record, name, {"steps": float(self._remarks[name])})
             for name in sorted(remarks)
-            if self._remarks[name] >= REPEATS
+            if self._remarks[name] >= ODD_REPEATS
         ]
         found += [self._always(record), self._never(record), self._direction(record)]
         return [finding for finding in found if finding is not None]
@@ -105,11 +115,22 @@ class ClipJudge:
         if "always" in self._told or len(self._clipped) < WINDOW or not self._coefficients:
             return None
         share = sum(self._clipped) / len(self._clipped)
-        if share < ALWAYS:
+        if not clips_too_often(share):
             return None
         coefficient = float(np.median(self._coefficients))
         lr = record.lr[0] if record.lr else math.nan
-        p95, p99 = np.percentile(self._norms, (95, 99)) if self._norms else (math.nan, math.nan)
+        norms = self._norms.values
+        p95, p99 = np.percentile(norms, (95, 99)) if len(norms) else (math.nan, math.nan)
+        text = (
+            f"{share:.0%} of the last {WINDOW} steps were clipped, by a median factor of "
+            f"{coefficient:.3g}: the learning rate of {lr:.3g} acts as {coefficient * lr:.3g}"
+        )
+        suggested = suggested_clip_norm(norms)
+        if suggested is not None:
+            text += (
+                f". A max_norm of {suggested:.3g}, the {SUGGESTED_PERCENTILE}th percentile of "
+                f"{len(norms):,} norms before clipping, would catch outliers only"
+            )
         return self._finding(
             record,
             "always",
@@ -119,29 +140,27 @@ class ClipJudge:
                 "effective_lr": coefficient * lr,
                 "p95": float(p95),
                 "p99": float(p99),
-                "steps": float(len(self._norms)),
+                "steps": float(len(norms)),
             },
-            f"{share:.0%} of the last {WINDOW} steps were clipped, by a median factor of "
-            f"{coefficient:.3g}: the learning rate of {lr:.3g} acts as {coefficient * lr:.3g}. A "
-            f"max_norm of {p95:.3g} (95th percentile of {len(self._norms)} unclipped norms) or "
-            f"{p99:.3g} (99th) would catch outliers only",
+            text,
         )
 
     def _never(self, record: StepRecord) -> ClipFinding | None:
         clip = record.clip
-        if clip is None or self._ever or self._calls < NEVER_STEPS or not self._norms:
+        if clip is None or self._ever or self._calls % NEVER_EVERY or "never" in self._told:
             return None
-        if "never" in self._told or not math.isfinite(clip.threshold):
-            return None
-        p99 = float(np.percentile(self._norms, 99))
-        if clip.threshold < NEVER_MARGIN * p99:
+        if math.isinf(clip.threshold):
+            return None  # which has a finding of its own
+        ordinary = ordinary_norm(self._norms.values)
+        if ordinary is None or not never_engages(clip.threshold, ordinary):
             return None
         return self._finding(
             record,
             "never",
-            {"threshold": clip.threshold, "p99": p99, "steps": float(self._calls)},
-            f"clipping at {clip.threshold:.3g} has not engaged in {self._calls} steps; the 99th "
-            f"percentile of the norms is {p99:.3g}: it would not catch a spike of ten times that",
+            {"threshold": clip.threshold, "p99": ordinary, "steps": float(self._calls)},
+            f"clipping at {clip.threshold:.3g} has not engaged in {self._calls} steps; the "
+            f"{ORDINARY_PERCENTILE}th percentile of the norms is {ordinary:.3g}: it would not "
+            f"catch a spike of {NEVER_MARGIN:g} times that",
         )
 
     def _direction(self, record: StepRecord) -> ClipFinding | None:
@@ -149,9 +168,8 @@ class ClipJudge:
         if clip is None or not math.isfinite(clip.cosine) or "direction" in self._told:
             return None
         self._turns.append(clip.cosine)
-        self._turns = self._turns[-20:]
         middle = float(np.median(self._turns))
-        if len(self._turns) < REPEATS or middle >= TURNED:
+        if len(self._turns) < ODD_REPEATS or middle >= TURNED:
             return None
         return self._finding(
             record,

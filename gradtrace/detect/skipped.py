@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradtrace.detect.nonfinite import announced
 from gradtrace.records import Event, SkippedStep, StepRecord
+from gradtrace.thresholds import SKIPPED_STREAK
 
 
 class SkippedStepDetector:
@@ -29,7 +30,7 @@ class SkippedStepDetector:
             SkippedStep(
                 step=record.step,
                 time=record.time,
-                severity="info" if self._streak < 10 else "warning",
+                severity="info" if self._streak < SKIPPED_STREAK else "warning",
                 message=f"the optimizer step was skipped: the gradients overflowed at {scale}"
                 + (f", {self._streak} steps in a row" if self._streak > 1 else ""),
                 rank=record.rank,

@@ -106,11 +106,10 @@ class Accumulator:
         self._last = []
         flat = flatten(values)
         # A sparse tensor's missing entries are zeros: they count in n and nowhere else.
-        implicit = 0 if values is tensor else tensor.numel() * (2 if tensor.is_complex() else 1)
-        if implicit:
-            self._add_row(position, max(implicit - flat.numel(), 0), flat.new_zeros(CELLS).unbind())
-        elif flat.numel() == 0:
-            self._add_row(position, 0, flat.new_zeros(CELLS, dtype=torch.float32).unbind())
+        whole = tensor.numel() * (2 if tensor.is_complex() else 1)
+        implicit = 0 if values is tensor else max(whole - flat.numel(), 0)
+        if implicit or flat.numel() == 0:
+            self._add_row(position, implicit, flat.new_zeros(CELLS, dtype=torch.float32).unbind())
         for chunk in flat.split(CHUNK) if flat.numel() > CHUNK else (flat,):
             if chunk.numel():
                 self._add_row(position, chunk.numel(), cells(chunk, self._scratch))
@@ -118,7 +117,9 @@ class Accumulator:
 
     def again(self, position: int) -> None:
         """Gives `position` what the last `add` measured: the same tensor under another name."""
-        for size, cells in tuple(self._last):
+        last = self._last
+        self._last = []
+        for size, cells in last:
             self._add_row(position, size, cells)
 
     def _add_row(self, position: int, size: int, cells: tuple[Tensor, ...]) -> None:

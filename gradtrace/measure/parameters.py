@@ -32,6 +32,10 @@ def qualified(prefix: str, name: str) -> str:
     return ".".join(part for part in (prefix, clean_name(name)) if part)
 
 
+_GONE = nn.Parameter(torch.empty(0), requires_grad=False)
+"""Stands where a parameter has left its model."""
+
+
 class Parameters:
     """Names and tensors of the selected parameters, in the models' order; tied ones once.
 
@@ -49,36 +53,55 @@ class Parameters:
         self.refresh()
 
     def refresh(self) -> bool:
-        """Looks for parameters the models got since; known ones keep their positions.
+        """Looks at what the models hold now; returns whether anything was new. O(parameters).
 
-        A parameter that left its model stays, so that positions of open steps remain right.
-        Returns whether anything was added. O(parameters) Python.
+        A name that has another tensor (a new head, densified splats, what FSDP made of it) is the
+        same layer: it keeps its position, and the old tensor is let go. A name that is gone keeps
+        its position too, without a tensor of the model's, so that those of open steps remain right.
         """
         names = list(self.names)
+        at = {name: i for i, name in enumerate(names)}
+        here: dict[int, int] = {}
+        new = False
         for prefix, model in self._models.items():
             for name, parameter in model.named_parameters():
                 full = qualified(prefix, name)
-                if id(parameter) not in self.index and self._sampling.selects(full):
-                    self.index[id(parameter)] = len(names)
+                if id(parameter) in here or not self._sampling.selects(full):
+                    continue
+                position = at.get(full)
+                known = self.index.get(id(parameter))
+                if position is None and known is not None and self.tensors[known] is parameter:
+                    position = known  # known under a name that it had before
+                if position is None:
+                    position = at[full] = len(names)
                     names.append(full)
                     self.tensors.append(parameter)
-        grown = len(names) > len(self.names)
-        self.names = tuple(names)
-        return grown
+                    new = True
+                elif self.tensors[position] is not parameter:
+                    self.tensors[position] = parameter
+                    new = True
+                here[id(parameter)] = position
+        for position in set(range(len(names))) - set(here.values()):
+            if self.tensors[position] is not _GONE:
+                self.tensors[position] = _GONE
+                new = True
+        self.index = here
+        if len(names) > len(self.names):
+            self.names = tuple(names)
+        return new
+
+    def holds(self, parameters: Sequence[object], positions: Sequence[int | None]) -> bool:
+        """Whether these very parameters stand at `positions`; None stands for a stranger."""
+        tensors, index = self.tensors, self.index
+        return len(parameters) == len(positions) and all(
+            id(p) not in index if at is None else tensors[at] is p
+            for p, at in zip(parameters, positions)
+        )
 
     def positions(self, parameters: Iterable[object]) -> tuple[int, ...]:
         """Where the watched ones among `parameters` stand."""
         index = self.index
         return tuple([index[id(p)] for p in parameters if id(p) in index])
-
-    def versions(self) -> list[tuple[int, int] | None]:
-        """A fingerprint of every gradient: changes with any in-place write or replacement.
-
-        About 0.15 us a parameter.
-        """
-        return [
-            None if (grad := p.grad) is None else (id(grad), grad._version) for p in self.tensors
-        ]
 
     def read_gradients(
         self, positions: Sequence[int], *, full: bool

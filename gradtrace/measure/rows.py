@@ -35,10 +35,10 @@ def gather(positions: Positions, rows: Array) -> tuple[Positions, Array]:
     if len(first) == len(positions):
         return positions, rows
     joined = np.empty((len(first), len(ROW)))
-    joined[:, _ADDED] = np.add.reduceat(rows[:, _ADDED], first, axis=0)
-    joined[:, _RAISED] = np.maximum.reduceat(rows[:, _RAISED], first, axis=0)
-    joined[:, MIN] = np.minimum.reduceat(rows[:, MIN], first)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # Inf - Inf is NaN, and told by `bad`
+        joined[:, _ADDED] = np.add.reduceat(rows[:, _ADDED], first, axis=0)
+        joined[:, _RAISED] = np.maximum.reduceat(rows[:, _RAISED], first, axis=0)
+        joined[:, MIN] = np.minimum.reduceat(rows[:, MIN], first)
         joined[:, NORM] = np.sqrt(np.add.reduceat(np.square(rows[:, NORM]), first))
     return positions[first], joined
 

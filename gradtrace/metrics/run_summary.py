@@ -47,8 +47,8 @@ class RunTotals:
         """Summary values by key below `gradtrace/`, finite ones only.
 
         `grad_norm/p50` (p95, p99) over the last 65,536 finite norms before clipping;
-        `clip/fraction_overall` of all steps; `spike_share` of steps; `suggested_clip_norm`, the
-        95th percentile of the norms, once there are 100 steps; `overhead_ratio` to the time spent.
+        `clip/fraction_overall` of all steps; `spike_share` of steps; `suggested_clip_norm`, once
+        there are enough norms; `overhead_ratio` to the time spent.
         """
         clipping = self._norms.summary()
         totals = self._totals.values()
@@ -63,10 +63,6 @@ class RunTotals:
             "skipped_steps": totals["skipped_steps"],
             "overhead_ratio": self._overhead / self._seconds if self._seconds else math.nan,
         }
-        if self._steps >= SUGGEST_AFTER:
-            values["suggested_clip_norm"] = clipping.percentiles[95]
+        if clipping.suggested is not None:
+            values["suggested_clip_norm"] = clipping.suggested
         return {PREFIX + key: float(value) for key, value in values.items() if math.isfinite(value)}
-
-
-SUGGEST_AFTER = 100
-"""Steps before a threshold is suggested."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from gradtrace.thresholds import CLIPPED_OFTEN, EXPLODING_RATIO, SKIPPED_OFTEN, VANISHING_SHARE
+
 ACTIVE = "on (run, rank) (gradtrace_run_active == 1)"
 
 
@@ -107,7 +109,7 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
             " or ".join(
                 f"(increase(gradtrace_skipped_steps_total[{span(window)}]) >= {fewest} and "
                 f"increase(gradtrace_skipped_steps_total[{span(window)}]) > "
-                f"0.5 * increase(gradtrace_steps_total[{span(window)}]))"
+                f"{SKIPPED_OFTEN} * increase(gradtrace_steps_total[{span(window)}]))"
                 for window, fewest in ((300, 10), (3600, 8))
             ),
             0,
@@ -118,7 +120,8 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         ),
         Rule(
             "GradtraceClippingAlways",
-            f"gradtrace_clip_fraction > 0.9 and gradtrace_steps_total > 200 and {ACTIVE}",
+            f"gradtrace_clip_fraction >= {CLIPPED_OFTEN} and gradtrace_steps_total > 200 "
+            f"and {ACTIVE}",
             600 * scale,
             "info",
             "nearly every step is clipped",
@@ -128,7 +131,7 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         Rule(
             "GradtraceVanishingLayer",
             "gradtrace_layer_grad_norm < on (run, rank) group_left () "
-            f"1e-7 * (gradtrace_grad_norm < Inf) and {ACTIVE}",
+            f"{VANISHING_SHARE} * (gradtrace_grad_norm < Inf) and {ACTIVE}",
             300 * scale,
             "warning",
             "almost no gradient reaches {{ $labels.layer }}",
@@ -138,11 +141,12 @@ def rules(*, scale: float = 1.0) -> tuple[Rule, ...]:
         Rule(
             "GradtraceExplodingLayer",
             # A layer that was frozen, at 0, has no usual size.
-            f"gradtrace_layer_grad_norm > (100 * quantile_over_time(0.5, "
+            f"gradtrace_layer_grad_norm > ({EXPLODING_RATIO:g} * quantile_over_time(0.5, "
             f"gradtrace_layer_grad_norm[{span(3600)}] offset {span(300)}) > 0) and {ACTIVE}",
             120 * scale,
             "critical",
-            "the gradient of {{ $labels.layer }} is 100 times its usual size, and stays there",
+            "the gradient of {{ $labels.layer }} is "
+            f"{EXPLODING_RATIO:g} times its usual size, and stays there",
             "Look at the learning rate, and at the first layer that rose in "
             "`gradtrace spikes RUN`; go back to a checkpoint from before.",
         ),

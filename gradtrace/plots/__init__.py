@@ -1,4 +1,4 @@
-"""Figures. Imports matplotlib, which `pip install gradtrace[plots]` brings, on first use."""
+"""Figures, which import matplotlib (`pip install gradtrace[plots]`) when they are drawn."""
 
 from gradtrace.plots.spike import save_spike_figure, spike_figure
 

@@ -96,10 +96,11 @@ class Spike(Event):
     `suspicion` why. `blamed` are the batches held responsible, of the one or of the other (see
     `blamed_step`): those of the micro-batches that stand out where some do, else all; none where
     no batch is to blame, as when the learning rate jumped. Everything that names a spike's batches
-    or samples asks it. `micro_batch` is the index of the micro-batch with the largest loss,
-    `layers` those whose own norm rose, largest ratio first; `first_forward` and `first_backward`
-    are the first of them in the order of the forward and of the backward pass. `nonfinite` counts
-    bad values, `seconds` is the step's time, `causes` come most likely first.
+    or samples asks it. `micro_batch` is the index in the step's `parts` (in its `losses` where it
+    has none) of the largest loss, `layers` those whose own norm rose, largest ratio first;
+    `first_forward` and `first_backward` are the first of them in the order of the forward and of
+    the backward pass. `nonfinite` counts bad values, `seconds` is the step's time, `causes` come
+    most likely first.
     """
 
     kind: ClassVar[str] = "spike"
@@ -128,6 +129,11 @@ class Spike(Event):
     def blamed_step(self) -> int:
         """The step that consumed the batches in `blamed`: this one, or the one before."""
         return self.step - 1 if self.suspect == "update" else self.step
+
+    @property
+    def likely(self) -> Cause | None:
+        """The most likely cause; None where there was not enough data to judge any."""
+        return next((cause for cause in self.causes if cause.confidence is not None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +183,8 @@ def event_to_dict(event: Event) -> dict[str, Any]:
 def event_from_dict(data: Mapping[str, Any]) -> Event:
     """The inverse of `event_to_dict`; fields a newer version added are ignored.
 
-    Raises ValueError when the kind is unknown or a field is missing.
+    A spike that was written before there was `blamed` gets what was blamed for it then. Raises
+    ValueError when the kind is unknown or a field is missing.
     """
     kind = data.get("kind")
     cls = EVENT_TYPES.get(str(kind))
@@ -186,6 +193,18 @@ def event_from_dict(data: Mapping[str, Any]) -> Event:
         raise ValueError(f"unknown event kind {kind!r}; this version reads: {known}")
     names = {f.name for f in dataclasses.fields(cls)}
     try:
-        return cls(**{key: value for key, value in data.items() if key in names})
+        event = cls(**{key: value for key, value in data.items() if key in names})
     except TypeError as error:
         raise ValueError(f"event of kind {kind!r} lacks a field: {error}") from error
+    if isinstance(event, Spike) and "blamed" not in data:
+        return dataclasses.replace(event, blamed=_blamed_before(event))
+    return event
+
+
+def _blamed_before(spike: Spike) -> tuple[BatchRef, ...]:
+    """What was blamed for a spike that does not say: by the rule of the list of bad batches."""
+    if spike.suspect == "update":
+        return spike.previous_batches
+    if spike.micro_batch is not None and spike.micro_batch < len(spike.batches):
+        return (spike.batches[spike.micro_batch],)
+    return spike.batches

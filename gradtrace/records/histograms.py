@@ -18,9 +18,13 @@ Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 OCTAVES = 24
+"""Factors of 2 below the largest magnitude that are told apart."""
 PARTS = 4
+"""Bins an octave."""
 SIDE = OCTAVES * PARTS
+"""Bins on one side of zero."""
 BINS = 2 * SIDE + 1
+"""All bins: both sides and the one around zero."""
 
 
 def _edges() -> Floats:
@@ -32,16 +36,17 @@ def _edges() -> Floats:
 
 
 EDGES = _edges()
-"""The edges of the BINS bins where the outermost is 1: to be multiplied by a layer's limit."""
+"""[BINS + 1], ascending: the bins' edges where the outermost is 1, for a limit to multiply."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerHistograms:
     """How the values of many layers are distributed at one step.
 
-    `counts[layer, bin]` are the finite values in each of BINS bins, the middle one around zero;
-    `limits[layer]` is the upper edge of the outermost bin, so the edges are `limit * EDGES`. A bin
-    holds the magnitudes from its inner edge up to, and without, its outer one.
+    `counts` [layers, BINS], int64, are the finite values in each bin, the middle one around zero;
+    `limits` [layers], float64, the upper edge of the outermost bin in the tensor's own unit, so the
+    edges are `limit * EDGES`. A bin holds the magnitudes from its inner edge up to, and without,
+    its outer one.
     """
 
     names: tuple[str, ...]
@@ -79,7 +84,7 @@ class LayerHistograms:
 
     @property
     def nbytes(self) -> int:
-        """What the arrays take."""
+        """What the arrays take, in bytes."""
         return self.counts.nbytes + self.limits.nbytes
 
     def __len__(self) -> int:
@@ -99,9 +104,10 @@ class LayerHistograms:
 
 
 def in_use(counts: Counts, limit: float, *, octaves: int = OCTAVES) -> tuple[Counts, Floats]:
-    """Counts and edges of the bins from the first to the last with values; or of the middle one.
+    """Counts [n] and edges [n + 1] of the bins from the first to the last with values.
 
-    With fewer `octaves` the bin around zero takes what is below them.
+    The middle bin alone where there are none. `counts` is [BINS] of one grid, `limit` its outermost
+    edge. With fewer `octaves` the bin around zero takes what is below them.
     """
     inner = (OCTAVES - octaves) * PARTS
     low, high = SIDE - inner, SIDE + inner + 1
@@ -113,7 +119,7 @@ def in_use(counts: Counts, limit: float, *, octaves: int = OCTAVES) -> tuple[Cou
 
 
 def _moved(counts: Counts, octaves: int) -> Counts:
-    """The counts on a grid that reaches so many octaves further out."""
+    """Counts [BINS] on a grid that reaches so many octaves further out."""
     if not octaves:
         return counts
     bins = octaves * PARTS

@@ -12,8 +12,9 @@ from typing import Any
 class RunInfo:
     """What ran: handed to `Exporter.open` and written to `run.json`.
 
-    `path` is the run directory, None with `directory=None`. `parameters` and `modules` list
-    name, shape and dtype; `config` holds the user's hyper-parameters.
+    `started` is unix seconds, `path` the run directory, None with `directory=None`. `parameters`
+    list name, shape, dtype, device and whether it is trained, `modules` name and type; `config`
+    holds the user's hyper-parameters, `sampling` the fields of `Sampling`.
     """
 
     name: str

@@ -19,9 +19,11 @@ ClipKind = Literal["norm", "value", "custom"]
 class Clip:
     """What clipping did at one step.
 
-    `coefficient` is `norm_after / norm_before` as applied (1.0 = untouched), `calls` how many
-    times a clipping function ran. NaN where a number could not be observed. `cosine` is that of the
-    gradient before and after value clipping, on sampled steps, and not kept on disk.
+    `norm_before` and `norm_after` are global L2 norms, `threshold` is in the same unit for `kind`
+    "norm" and in that of single values for "value". `coefficient` is `norm_after / norm_before` as
+    applied (1.0 = untouched), `calls` how many times a clipping function ran. NaN where a number
+    could not be observed. `cosine` is that of the gradient before and after value clipping, on
+    sampled steps, and not kept on disk.
     """
 
     kind: ClipKind
@@ -79,15 +81,16 @@ class Discard:
 class StepRecord:
     """One optimizer step.
 
-    `time` is unix seconds, `seconds` the time since the previous step (None on the first),
-    `loss` the mean of `losses`, `grad_norm` the global L2 norm, unscaled and before clipping,
-    `scale` the AMP loss scale, `overhead` the seconds gradtrace spent on the training thread for
-    this step, `skipped` whether the AMP scaler kept the optimizer from moving, `remarks` what was
-    odd about its clipping (names of `ClipFinding`s), `scores` how far each signal was from its
-    baseline in units of the alarm distance (1 = alarm), `discarded` what was thrown away since the
-    step before (told by events, and not kept with the step on disk). `histograms` are those of the
-    gradients. `parts` are its micro-batches in order; `batches` are all of theirs, and any that came after the
-    last backward. Tables are None when not sampled.
+    `time` is unix seconds, `seconds` the time since the previous step (None on the first), `loss`
+    the mean of `losses` (one a backward, in order), `lr` a value a parameter group, `grad_norm` the
+    global L2 norm, unscaled and before clipping, `scale` the AMP loss scale, `overhead` the seconds
+    gradtrace spent on the training thread for this step, `skipped` whether the AMP scaler kept the
+    optimizer from moving, `remarks` what was odd about its clipping (names of `ClipFinding`s),
+    `scores` how far each signal was from its baseline in units of the alarm distance (1 = alarm),
+    `discarded` what was thrown away since the step before (events tell it; the run log does not
+    keep it with the step). `histograms` are those of the gradients. `parts` are its micro-batches in order; `batches` are
+    all of theirs, in turn, and any that came after the last backward. Tables are None when not
+    sampled.
     """
 
     step: int
@@ -124,6 +127,6 @@ def without_histograms(record: StepRecord) -> tuple[StepRecord, int]:
 
 
 def table_bytes(record: StepRecord) -> int:
-    """What the layer tables of a record take in memory."""
+    """Bytes that the layer tables of a record take in memory."""
     tables = (getattr(record, name) for name in LAYER_TABLES)
     return sum(table.nbytes for table in tables if table is not None)

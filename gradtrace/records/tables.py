@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+"""float64 of any shape."""
 
 MOMENT_COLUMNS = ("norm", "mean", "std", "max_abs", "zero_fraction", "nonfinite")
 ACTIVATION_COLUMNS = (*MOMENT_COLUMNS, "min", "max")
@@ -20,7 +21,10 @@ TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
     "output_gradients": MOMENT_COLUMNS,
     "updates": UPDATE_COLUMNS,
 }
-"""The statistics of a step's layers and their columns; also the names of the run log's files."""
+"""The statistics of a step's layers and their columns; also the names of the run log's files.
+
+The order is that of the `layers` column on disk: a new table comes last.
+"""
 
 HISTOGRAMS = "histograms"
 LAYER_TABLES = (*TABLE_COLUMNS, HISTOGRAMS)
@@ -29,9 +33,10 @@ LAYER_TABLES = (*TABLE_COLUMNS, HISTOGRAMS)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerTable:
-    """Statistics of many layers at one step: `values[layer, column]`, float64.
+    """Statistics of many layers at one step: `values` [layers, columns], float64.
 
-    Columns: `norm` (L2), `mean`, `std` (population), `max_abs`, `zero_fraction`, `nonfinite`
+    Rows are in the order of `names`, columns in that of `columns`: `norm` (L2), `mean`, `std`
+    (population), `max_abs`, all in the tensor's own unit, `zero_fraction` (0 to 1), `nonfinite`
     (count); activations also `min` and `max`; updates `norm` and `ratio` (|update| / |weight|).
     NaN in a cell means not measured or not measurable; `nonfinite` tells bad tensors apart.
     """
@@ -49,7 +54,10 @@ class LayerTable:
         return float(self.column(column)[self.names.index(name)])
 
     def column(self, column: str) -> Array:
-        """All layers' values of one column, shape [layers], in the order of `names`."""
+        """All layers' values of one column, [layers], in the order of `names`; a view.
+
+        Raises KeyError naming what there is.
+        """
         if column not in self.columns:
             raise KeyError(f"no column {column!r} in this table; it has: {', '.join(self.columns)}")
         values: Array = self.values[:, self.columns.index(column)]
@@ -72,5 +80,5 @@ class LayerTable:
 
     @property
     def nbytes(self) -> int:
-        """What the values take."""
+        """What the values take, in bytes."""
         return self.values.nbytes

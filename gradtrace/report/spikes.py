@@ -18,22 +18,22 @@ BESIDE = 62
 
 
 def print_spikes(spikes: Sequence[Spike], console: Console) -> None:
-    """One line a spike; what is cut off there `print_spike` tells in full."""
+    """One line a spike, with the batch it is blamed on; `print_spike` tells in full what is cut."""
     room = max(20, console.width - BESIDE)
     table = Table(box=None, padding=(0, 1))
     for column in ("step", "signal", "value", "x baseline", "steps", "epoch", "batch", "likely"):
         table.add_column(column, justify="left" if column in ("signal", "likely") else "right")
     for spike in spikes:
-        first = spike.batches[0] if spike.batches else None
+        epoch, batch = _first_blamed(spike)
         table.add_row(
             f"{spike.step:,}",
             spike.signal,
             number(spike.value),
             number(spike.ratio),
             str(spike.duration),
-            "-" if first is None else str(first.epoch),
-            "-" if first is None else str(first.batch_index),
-            plain(shorten(_likely(spike), room, placeholder=" ...")),
+            epoch,
+            batch,
+            plain(shorten(spike.likely.message if spike.likely else "", room, placeholder=" ...")),
         )
     console.print(table)
 
@@ -55,9 +55,12 @@ def _facts(spike: Spike) -> Iterator[tuple[str, str]]:
     lasted = f"{spike.duration} step{'s' * (spike.duration > 1)}"
     yield "value", f"{number(spike.value)}, {level} (score {spike.score:.2f}), {lasted}"
     if spike.batches:
-        yield "batches", "; ".join(_batch(batch) for batch in spike.batches)
-    if spike.previous_batches:
-        yield "before it", "; ".join(_batch(batch) for batch in spike.previous_batches)
+        yield "made of", f"{len(spike.batches)} batch{'es' * (len(spike.batches) > 1)}"
+    if spike.blamed:
+        before = f", of step {spike.blamed_step:,}" if spike.blamed_step != spike.step else ""
+        yield "blamed", "; ".join(map(_batch, spike.blamed)) + before
+    elif spike.batches:
+        yield "blamed", "no batch"
     yield "suspect", f"{spike.suspect}: {spike.suspicion}" if spike.suspicion else spike.suspect
     if spike.micro_batch is not None:
         yield "micro-batch", f"number {spike.micro_batch} has the largest loss"
@@ -77,6 +80,14 @@ def _facts(spike: Spike) -> Iterator[tuple[str, str]]:
         yield "step time", f"{spike.seconds:.3g} s"
 
 
+def _first_blamed(spike: Spike) -> tuple[str, str]:
+    """Epoch and index of the first batch to blame, and how many more there are."""
+    if not spike.blamed:
+        return "-", "-"
+    first, *others = spike.blamed
+    return str(first.epoch), f"{first.batch_index}" + (f" +{len(others)}" if others else "")
+
+
 def _batch(batch: BatchRef) -> str:
     text = f"epoch {batch.epoch} batch {batch.batch_index}"
     ids = batch.sample_ids
@@ -84,8 +95,3 @@ def _batch(batch: BatchRef) -> str:
         return text
     shown = ", ".join(map(str, ids[:IDS]))
     return f"{text} (samples {shown}{', ...' if len(ids) > IDS else ''})"
-
-
-def _likely(spike: Spike) -> str:
-    sure = [cause for cause in spike.causes if cause.confidence is not None]
-    return sure[0].message if sure else ""

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gradtrace.detect.clipping import clipped_norms
 from gradtrace.records import Array
 from gradtrace.runlog import Run
+from gradtrace.runlog.arrays import as_numpy, is_seen
+from gradtrace.thresholds import (
+    ORDINARY_PERCENTILE,
+    SUGGESTED_PERCENTILE,
+    clips_too_often,
+    never_engages,
+    ordinary_norm,
+    suggested_clip_norm,
+)
 
 PERCENTILES = (50, 90, 95, 99)
-
-FEW = 100
-"""Norms that a threshold is not judged by."""
-
-OFTEN = 0.5
-"""Clipping a larger share of steps lowers the learning rate rather than catching outliers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,9 @@ def summarize(run: Run) -> Summary:
         notes=tuple(event.message for event in run.events if event.kind == "note"),
         overhead=overhead,
         overhead_ratio=overhead / seconds if seconds > 0 else math.nan,
-        advice=tuple(_advice(clipping, percentiles, len(finite_norms), int(bad.sum()))),
+        advice=tuple(
+            _advice(clipping, clipped_norms(_floats(steps, "norm_before"), norm), int(bad.sum()))
+        ),
     )
 
 
@@ -174,7 +180,7 @@ def _layers(gradients: Any) -> tuple[LayerShare, ...]:
         return ()
     column = gradients.column("layer").combine_chunks().dictionary_encode()
     names = column.dictionary.to_pylist()
-    layer = column.indices.to_numpy(zero_copy_only=False)
+    layer = as_numpy(column.indices)
     norm = _floats(gradients, "norm")
     _, step = np.unique(_floats(gradients, "step"), return_inverse=True)
     square = np.square(norm)
@@ -197,47 +203,48 @@ def _layers(gradients: Any) -> tuple[LayerShare, ...]:
     return tuple(sorted(found, key=lambda one: (-one.norm, one.name)))
 
 
-def _advice(
-    clipping: ClipSummary | None, percentiles: dict[int, float], norms: int, bad: int
-) -> list[str]:
+def _advice(clipping: ClipSummary | None, norms: Array, bad: int) -> list[str]:
     advice = []
     if bad:
         advice.append(
             f"{bad} steps had a loss or gradient norm that is not finite: the nonfinite events "
             "name the layers"
         )
-    if clipping is None or norms < FEW:
+    suggested, ordinary = suggested_clip_norm(norms), ordinary_norm(norms)
+    if clipping is None or suggested is None:
         return advice  # the first steps say little about the others
+    count = int(np.isfinite(norms).sum())
+    share = clipping.clipped / clipping.calls
     if clipping.clipped and not clipping.coefficient < 1.0:
         advice.append("clipping reported a change but scaled nothing: check where it is called")
-    elif clipping.fraction > OFTEN:
+    elif clips_too_often(share):
         advice.append(
-            f"{clipping.fraction:.0%} of steps are clipped, by a median factor of "
+            f"{share:.0%} of the steps that clipping ran on are clipped, by a median factor of "
             f"{clipping.coefficient:.2g}: this lowers the learning rate rather than catching "
-            f"outliers; a threshold near the 95th percentile of {norms:,} norms, "
-            f"{percentiles[95]:.3g}, would catch "
-            "outliers only"
+            f"outliers; a threshold near the {SUGGESTED_PERCENTILE}th percentile of {count:,} "
+            f"norms, {suggested:.3g}, would catch outliers only"
         )
-    elif not clipping.clipped and clipping.threshold > 10 * percentiles[99]:
+    elif (
+        not clipping.clipped
+        and ordinary is not None
+        and never_engages(clipping.threshold, ordinary)
+    ):
         advice.append(
             f"clipping never engaged: its threshold {clipping.threshold:.3g} is far above the "
-            f"99th percentile of {norms:,} norms, {percentiles[99]:.3g}"
+            f"{ORDINARY_PERCENTILE}th percentile of {count:,} norms, {ordinary:.3g}"
         )
     return advice
 
 
 def _floats(table: Any, column: str) -> Array:
     """A numeric column as float64; null is NaN."""
-    values: Array = table.column(column).to_numpy().astype(np.float64, copy=False)
-    return values
+    return as_numpy(table.column(column)).astype(np.float64, copy=False)
 
 
 def _bools(table: Any, column: str) -> npt.NDArray[np.bool_]:
     """A boolean column; null is False."""
-    flags: npt.NDArray[np.bool_] = table.column(column).fill_null(False).to_numpy()
-    return flags
+    return as_numpy(table.column(column))
 
 
 def _seen(table: Any, column: str) -> npt.NDArray[np.bool_]:
-    flags: npt.NDArray[np.bool_] = table.column(column).is_valid().to_numpy()
-    return flags
+    return is_seen(table.column(column))

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from gradtrace.records import HISTOGRAMS, TABLE_COLUMNS, Array, LayerTable
 from gradtrace.records.histograms import BINS, LayerHistograms
+from gradtrace.runlog.arrays import as_numpy, is_seen
 from gradtrace.runlog.schema import SCHEMAS
 
 Layers = LayerTable | LayerHistograms
@@ -91,13 +92,11 @@ class LayerRows:
     def __init__(self, table: str, batch: Any) -> None:
         self._table = table
         self._names = batch.column("layer").dictionary.to_pylist()
-        self._indices = batch.column("layer").indices.to_numpy(zero_copy_only=False)
+        self._indices = as_numpy(batch.column("layer").indices)
         floats = ("limit",) if table == HISTOGRAMS else TABLE_COLUMNS[table]
-        self._values = np.stack(
-            [batch.column(c).to_numpy(zero_copy_only=False) for c in floats], axis=1
-        )
+        self._values = np.stack([as_numpy(batch.column(c)) for c in floats], axis=1)
         self._counts = _counts(batch.column("counts")) if table == HISTOGRAMS else None
-        steps = batch.column("step").to_numpy(zero_copy_only=False)
+        steps = as_numpy(batch.column("step"))
         self._steps, self._starts = np.unique(steps, return_index=True)
         self._ends = np.append(self._starts[1:], len(steps))
         self._known: tuple[npt.NDArray[np.int32], tuple[str, ...]] | None = None
@@ -121,12 +120,10 @@ class LayerRows:
 def _counts(column: Any) -> npt.NDArray[np.int64]:
     """The counts [rows, BINS]; zeros where there are none."""
     if not column.null_count and not column.flatten().null_count:
-        whole: npt.NDArray[np.int64] = column.flatten().to_numpy().reshape(-1, BINS)
+        whole: npt.NDArray[np.int64] = as_numpy(column.flatten()).reshape(-1, BINS)
         return whole
     counts = np.zeros((len(column), BINS), np.int64)
-    there = column.is_valid().to_numpy(zero_copy_only=False)
-    flat = column.flatten().fill_null(0).to_numpy(zero_copy_only=False)
-    counts[there] = flat.reshape(-1, BINS)
+    counts[is_seen(column)] = np.nan_to_num(as_numpy(column.flatten())).reshape(-1, BINS)
     return counts
 
 

@@ -83,7 +83,8 @@ class Run:
     def histograms(self) -> Any:
         """How gradients are distributed: `counts` of the bins between `limit * EDGES`.
 
-        `EDGES` is `gradtrace.histograms.EDGES`; the records' `histograms` have edges and counts.
+        A row a layer and step; `counts` has `BINS` numbers, and `EDGES` is
+        `gradtrace.records.histograms.EDGES`. The records' `histograms` have edges and counts.
         """
         return self._table("histograms")
 

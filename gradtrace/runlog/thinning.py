@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gradtrace.runlog.arrays import as_numpy
 from gradtrace.runlog.atomic import write_atomically
 from gradtrace.runlog.schema import SCHEMAS, STEPS, write_options
 from gradtrace.runlog.segments import SegmentReader
@@ -156,7 +157,7 @@ def thin_segment(segment: Segment, every: int, event_steps: npt.NDArray[np.int64
         rows = SegmentReader(segment.path, segment.table).poll()
         if rows is None:
             return False
-        steps = rows.column("step").to_numpy()
+        steps = as_numpy(rows.column("step"))
         distinct = np.unique(steps)
         if len(distinct) > 1 and not segment.thinned:
             segment.stride = max(1, int(np.median(np.diff(distinct))))

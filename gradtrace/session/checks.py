@@ -38,15 +38,15 @@ def check_models(model: Any) -> dict[str, nn.Module]:
         )
     if not any(True for m in models.values() for _ in m.parameters()):
         raise ValueError(
-            "the model has no parameters, so there is nothing to trace: pass the module whose "
-            "parameters the optimizer updates (after its lazy layers have been initialised)"
+            "the model has no parameters, so there is nothing to trace; expected the module whose "
+            "parameters the optimizer updates: pass that one"
         )
     for name, parameter in (pair for m in models.values() for pair in m.named_parameters()):
         if is_lazy(parameter):
             raise ValueError(
                 f"the model's parameter {name!r} is not initialised yet, so there is nothing to "
-                "trace: pass the module whose parameters the optimizer updates after its lazy "
-                "layers have been initialised, which one batch through the model does"
+                "trace; expected a model whose lazy layers know their shapes: send one batch "
+                "through the model first"
             )
     return models
 
@@ -146,15 +146,29 @@ def check_logged(values: Mapping[str, float | Tensor]) -> dict[str, float | Tens
                     f"log({name}=...) got a tensor of shape {tuple(value.shape)}; expected one "
                     "value: reduce it first, for instance with .mean()"
                 )
+            if value.is_complex():
+                raise TypeError(
+                    f"log({name}=...) got a tensor of {value.dtype}; expected a real number: take "
+                    "its .abs(), .real or .imag"
+                )
             copies[name] = value.detach().clone()
             continue
-        try:
-            copies[name] = float(value)
-        except (TypeError, ValueError, OverflowError):
+        number = _number(value)
+        if number is None:
             raise TypeError(
                 f"log({name}=...) got a {type(value).__name__}; expected a float or a 0-dim tensor"
-            ) from None
+            )
+        copies[name] = number
     return copies
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, (str, bytes)):
+        return None  # float() would read it
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def check_directory(directory: Any) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 from gradtrace.session.mistakes import Seen, mistakes
@@ -26,17 +27,26 @@ def close(wiring: Wiring, status: str) -> None:
     if wiring.run_log is not None and status != "finished":
         # Exporters, which end their own runs now, may want to know.
         wiring.run_log.update_info({"status": status})
+    owed: dict[str, str] = {}
     interrupted: BaseException | None = None
-    try:
-        owed = _wait(wiring, DRAIN, wiring.settings.close_timeout)
-    except BaseException as error:  # the run log shall be whole nevertheless
-        if isinstance(error, Exception):
+    for drain, patience in ((DRAIN, wiring.settings.close_timeout), (HURRIED, 0.0)):
+        try:
+            owed = _wait(wiring, drain, patience)
+            break
+        except Exception as error:
             guard.failed("closing", error)
-        else:  # Ctrl-C, which is the user's
+        except BaseException as error:  # Ctrl-C, once or twice: the run log shall be whole
             interrupted = error
-        owed = _wait(wiring, HURRIED, 0.0)
-    guard.wrap("looking for what was missed", _look_for_mistakes)(wiring)
-    _settle(wiring, owed, status)
+    stages: dict[str, Callable[[], None]] = {
+        "looking for what was missed": lambda: _look_for_mistakes(wiring),
+        "telling what is owed": lambda: _tell(wiring, owed),
+        "ending the run log": lambda: _end(wiring, status),
+    }
+    for source, stage in stages.items():
+        try:
+            stage()
+        except Exception as error:
+            guard.failed(source, error)
     if interrupted is not None:
         raise interrupted
 
@@ -44,9 +54,17 @@ def close(wiring: Wiring, status: str) -> None:
 def _wait(wiring: Wiring, drain: float, close_timeout: float) -> dict[str, str]:
     """Lets everything arrive; what the exporters still owe, in words, by name."""
     assert wiring.background is not None
-    wiring.background.stop(time.monotonic() + drain)
-    if wiring.run_log is not None:
-        wiring.run_log.flush()
+    if wiring.background.stop(time.monotonic() + drain):
+        if wiring.run_log is not None:
+            wiring.run_log.flush()
+    else:  # the log is that thread's
+        wiring.notes.add(
+            "background",
+            f"{len(wiring.handoff)} steps at the end were not recorded: the background thread was "
+            f"still busy after {drain:g} s, most likely in an on_spike callback: let that hand "
+            "long work to a thread of its own",
+            warn=True,
+        )
     return wiring.delivery.close(close_timeout)
 
 
@@ -64,9 +82,8 @@ def _look_for_mistakes(wiring: Wiring) -> None:
         wiring.notes.add(source, message, warn=True)
 
 
-def _settle(wiring: Wiring, owed: dict[str, str], status: str) -> None:
-    """Tells what is owed and lost, and ends the run log."""
-    assert wiring.background is not None
+def _tell(wiring: Wiring, owed: dict[str, str]) -> None:
+    """Notes what is owed and lost."""
     for source, message in wiring.delivery.troubles(owed, wiring.path):
         wiring.notes.add(source, message, warn=True)
     if wiring.handoff.dropped:
@@ -74,7 +91,16 @@ def _settle(wiring: Wiring, owed: dict[str, str], status: str) -> None:
             "hand-over",
             f"{wiring.handoff.dropped} steps were lost: the background thread could not keep up",
         )
-    wiring.background.turn(final=True)
+
+
+def _end(wiring: Wiring, status: str) -> None:
+    """Lets the last notes arrive and ends the run log."""
+    assert wiring.background is not None
+    if wiring.background.ended:
+        wiring.background.turn(final=True)
+    elif wiring.run_log is not None:
+        # That thread has left the log behind: it calls callbacks after everything else.
+        wiring.run_log.append(wiring.notes.take())
     if wiring.run_log is not None:
         wiring.run_log.close(
             {

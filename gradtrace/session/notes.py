@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ class Notes:
         self._clock = clock
         self._all: list[RunNote] = []
         self._messages: set[str] = set()
+        # Held for the look at a set only. A signal handler that closes a trace may take it again.
+        self._lock = threading.RLock()
         self._waiting: deque[RunNote] = deque()
 
     def add(self, source: str, message: str, *, warn: bool = False) -> None:
@@ -37,9 +40,6 @@ class Notes:
 
         A text that was noted before is not noted again, and neither is anything beyond MOST.
         """
-        if message in self._messages or len(self._all) >= MOST:
-            return
-        self._messages.add(message)
         note = RunNote(
             step=self._step(),
             time=self._clock(),
@@ -48,17 +48,25 @@ class Notes:
             rank=self._rank,
             source=source,
         )
-        self._all.append(note)
-        self._waiting.append(note)
-        if warn:
-            logger.warning("%s", message)
+        if self._kept(note):
+            self._waiting.append(note)
+            if warn:
+                logger.warning("%s", message)
 
     def see(self, records: Sequence[Record]) -> None:
         """Takes in the notes that detectors made, which are on their way already."""
         for record in records:
-            if isinstance(record, RunNote) and record.message not in self._messages:
-                self._messages.add(record.message)
-                self._all.append(record)
+            if isinstance(record, RunNote):
+                self._kept(record)
+
+    def _kept(self, note: RunNote) -> bool:
+        """Keeps a note, unless its text is known or there are too many; whether it did."""
+        with self._lock:
+            if note.message in self._messages or len(self._all) >= MOST:
+                return False
+            self._messages.add(note.message)
+            self._all.append(note)
+            return True
 
     def take(self) -> list[Event]:
         """The notes that are not on their way yet, oldest first."""

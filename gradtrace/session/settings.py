@@ -133,11 +133,14 @@ def takes(make: Callable[P, S]) -> Callable[[Callable[[S], T]], Callable[P, T]]:
                 ) from None
             return function(make(*args, **kwargs))
 
+        # What was copied from `function` says that it takes one object.
         del taking.__wrapped__
         returns = inspect.signature(function).return_annotation
         taking.__signature__ = signature.replace(  # type: ignore[attr-defined]
             return_annotation=returns
         )
+        types = {name: one.annotation for name, one in signature.parameters.items()}
+        taking.__annotations__ = types | {"return": returns}
         return taking
 
     return decorate

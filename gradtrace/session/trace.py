@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtrace.attribution.suspects import Suspects, save_suspects, suspects
+from gradtrace.attribution.refetch import suspects
+from gradtrace.attribution.suspects import Suspects, save_suspects
 from gradtrace.detect.clipping import ClippingStats, ClippingSummary
 from gradtrace.detect.spikes.detector import SpikeDetector, latest_spikes
 from gradtrace.guard import Guard
@@ -64,7 +65,8 @@ class Trace:
         if not self._parameters.names:
             raise ValueError(
                 f"no parameter matches Sampling(include={sampling.include!r}, "
-                f"exclude={sampling.exclude!r}); the model has, for instance, "
+                f"exclude={sampling.exclude!r}); expected globs that match some of the model's "
+                "parameters, such as "
                 f"{next(n for m in settings.models.values() for n, _ in m.named_parameters())!r}"
             )
         self._wiring: Wiring | None = None
@@ -124,13 +126,28 @@ class Trace:
         self._close("finished")
 
     def _close(self, status: str) -> None:
-        if self._state != "running" or self._wiring is None or os.getpid() != self._pid:
-            return  # a forked child leaves the parent's trace alone
+        wiring = self._running
+        if wiring is None:
+            return
+        if wiring.background is not None and wiring.background.is_caller:
+            raise RuntimeError(
+                "trace.close() was called by an on_spike callback, in the trace's own thread; "
+                "expected the thread that trains: let the callback set a flag which the loop sees"
+            )
         self._state = "closed"
         try:
-            close(self._wiring, status)
+            close(wiring, status)
         finally:
             atexit.unregister(self.close)
+
+    @property
+    def _running(self) -> Wiring | None:
+        """What runs behind the trace; None before, afterwards, and in a forked child.
+
+        A child leaves its parent's trace alone: it has no thread that would take what it records.
+        """
+        running = self._state == "running" and os.getpid() == self._pid
+        return self._wiring if running else None
 
     # -- in the loop ---
 
@@ -139,14 +156,14 @@ class Trace:
 
         Does nothing when nothing happened since the last close.
         """
-        if self._state == "running" and self._wiring is not None:
-            self._guard.wrap("trace.step()", self._wiring.collector.mark)()
+        wiring = self._running
+        if wiring is not None:
+            self._guard.wrap("trace.step()", wiring.collector.mark)()
 
     def batches(self, iterable: Iterable[Any]) -> Iterator[Any]:
         """The iterable's items, each known to the step that consumes it."""
-        if self._state != "running" or self._wiring is None:
-            return iter(iterable)
-        return self._wiring.observer.batches(iterable)
+        wiring = self._running
+        return iter(iterable) if wiring is None else wiring.observer.batches(iterable)
 
     def log(self, **values: float | Tensor) -> None:
         """Records values with the step that is open or has just ended: floats or 0-dim tensors.
@@ -154,19 +171,24 @@ class Trace:
         Never waits for a device. Raises TypeError for anything else.
         """
         copies = check_logged(values)
-        if self._state == "running" and self._wiring is not None:
-            self._guard.wrap("trace.log()", self._wiring.collector.log)(copies)
+        wiring = self._running
+        if wiring is not None:
+            self._guard.wrap("trace.log()", wiring.collector.log)(copies)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Waits until all steps closed so far are in `steps`, on disk and with the exporters.
 
-        False if that took longer than `timeout` seconds. For the end of an epoch, not each step.
+        False if that took longer than `timeout` seconds, and at once in an `on_spike` callback,
+        which would wait for itself. For the end of an epoch, not each step.
         """
-        if self._state != "running" or self._wiring is None or self._wiring.background is None:
+        wiring = self._running
+        if wiring is None or wiring.background is None:
             return True
+        if wiring.background.is_caller:
+            return False
         deadline = time.monotonic() + timeout
-        done = self._wiring.background.flush(deadline)
-        return self._wiring.delivery.flush(max(0.0, deadline - time.monotonic())) and done
+        done = wiring.background.flush(deadline)
+        return wiring.delivery.flush(max(0.0, deadline - time.monotonic())) and done
 
     def suspects(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -40,10 +41,9 @@ def spike(at: StepRecord, **fields: object) -> Spike:
         signal="grad_norm",
         value=9.0,
         baseline=1.0,
-        ratio=9.0,
         score=3.0,
         batches=at.batches,
-        **fields,  # type: ignore[arg-type]
+        **{"blamed": at.batches, "ratio": 9.0} | fields,  # type: ignore[arg-type]
     )
 
 
@@ -94,15 +94,24 @@ def test_measured_samples_are_listed_after_one_spike(tmp_path: Path) -> None:
 
 
 def test_the_update_before_brings_the_batch_before(tmp_path: Path) -> None:
-    """A spike put down to the update looks at what that update was made of."""
+    """A spike put down to the update looks at what that update was made of, for which the step
+    before the spike was no calm one.
+    """
     steps = [step(n, (n, n + 50)) for n in range(12)]
     steps[3], steps[8] = step(3, (77, 20)), step(8, (77, 21))
     events = [
-        spike(steps[n], suspect="update", previous_batches=steps[n - 1].batches) for n in (4, 9)
+        spike(
+            steps[n],
+            suspect="update",
+            previous_batches=steps[n - 1].batches,
+            blamed=steps[n - 1].batches,
+        )
+        for n in (4, 9)
     ]
     bad = find_bad(recorded(tmp_path, steps, events))
-    # 77 took part in the steps before the spikes, never in one with a spike of its own.
-    assert bad.unexplained == (4, 9) or {s.id for s in bad.samples} == {77}
+    [sample] = bad.samples
+    assert (sample.id, sample.why, sample.steps, sample.visits) == (77, "recurring", (4, 9), 2)
+    assert bad.unexplained == ()
 
 
 def test_batches_without_ids_are_listed_by_epoch_and_index(tmp_path: Path) -> None:
@@ -115,6 +124,44 @@ def test_batches_without_ids_are_listed_by_epoch_and_index(tmp_path: Path) -> No
     path.write_text(bad.to_json())
     assert read_bad(path) == (frozenset(), frozenset({(1, 5)}))
     assert json.loads(bad.to_json())["spikes"] == 1
+
+
+def test_only_the_batches_held_responsible_are_listed(tmp_path: Path) -> None:
+    """Of the four batches of two losses and two loaders the blamed one, whatever the micro-batch
+    with the largest loss; a spike without a batch to blame lists none.
+    """
+    batches = tuple(BatchRef(0, k // 2, k) for k in range(4))
+    first = StepRecord(step=0, time=0.0, loss=1.0, batches=batches)
+    second = StepRecord(step=1, time=1.0, loss=1.0, batches=(BatchRef(0, 2, 4),))
+    events = [
+        spike(first, micro_batch=1, blamed=(batches[2],)),
+        spike(second, previous_batches=batches, suspect="update", blamed=()),
+    ]
+    bad = find_bad(recorded(tmp_path, [first, second], events))
+    assert [(b.epoch, b.batch_index, b.ordinal, b.step) for b in bad.batches] == [(0, 1, 2, 0)]
+    assert bad.spikes == 2 and bad.unexplained == ()
+
+
+def test_a_clean_batch_of_a_spike_is_not_searched_for_samples(tmp_path: Path) -> None:
+    """A sample that recurs in the spikes' steps, but in batches that are not blamed, is clean."""
+    steps, events = [], []
+    for n in range(3):
+        guilty = BatchRef(0, n, 2 * n, (100 + n, 200 + n))
+        clean = BatchRef(0, n, 2 * n + 1, (7, 300 + n))
+        steps.append(StepRecord(step=n, time=float(n), loss=1.0, batches=(guilty, clean)))
+        events.append(spike(steps[-1], blamed=(guilty,)))
+    assert find_bad(recorded(tmp_path, steps, events)).samples == ()
+    everything = [spike(one) for one in steps]
+    assert [bad.id for bad in find_bad(recorded(tmp_path, steps, everything)).samples] == [7]
+
+
+def test_two_signals_of_one_step_list_a_batch_once(tmp_path: Path) -> None:
+    """With the first spike that it is blamed for."""
+    one = step(3, None)
+    events = [spike(one, blamed=()), spike(one, ratio=5.0), spike(one)]
+    events = [dataclasses.replace(e, signal=f"s{k}") for k, e in enumerate(events)]
+    [batch] = find_bad(recorded(tmp_path, [one], events)).batches
+    assert (batch.signal, batch.ratio) == ("s1", 5.0)
 
 
 def test_a_run_without_spikes_has_nothing_bad(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradtrace import Sampling, attribute, gradtrace
-from gradtrace.attribution.per_sample import fetch
 from gradtrace.demo.charlm import CharLM
 
 
@@ -202,14 +201,3 @@ def test_a_frozen_model_is_told() -> None:
     model = nn.Linear(2, 1).requires_grad_(False)
     with pytest.raises(ValueError, match=r"no parameter that requires a gradient.*requires_grad_"):
         attribute(model, F.mse_loss, (torch.zeros(4, 2), torch.zeros(4, 1)))
-
-
-def test_samples_are_fetched_from_datasets_mappings_and_callables() -> None:
-    """Indices, documents' names, or a function; what is not there is named."""
-    assert fetch([10, 11, 12], [2, 0]) == [12, 10]
-    assert fetch({"doc": 5}, ["doc"]) == [5]
-    assert fetch(lambda name: name + "!", ["doc"]) == ["doc!"]
-    with pytest.raises(KeyError, match="no sample 'doc'"):
-        fetch([1, 2], ["doc"])
-    with pytest.raises(KeyError, match="no sample 7"):
-        fetch([1, 2], [7])

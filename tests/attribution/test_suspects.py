@@ -1,95 +1,51 @@
-"""A spike's samples, fetched again and ranked."""
+"""A spike's samples: ranked, kept, read back."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from spiking import dataset, loss_fn, train
-from torch.utils.data import TensorDataset
 
-from gradtrace import Spike, Suspects, Trace, gradtrace, load_run, suspects
-from gradtrace.attribution.bad_samples import find_bad
-from gradtrace.attribution.suspects import SuspectSample, _far, read_suspects, save_suspects
+from gradtrace import Spike
+from gradtrace.attribution.suspects import (
+    Suspects,
+    SuspectSample,
+    _far,
+    rank,
+    read_suspects,
+    save_suspects,
+)
 
-Trained = tuple[torch.nn.Module, Trace, TensorDataset]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    data = dataset(77)
-    model, trace = train(data, tmp_path_factory.mktemp("runs"), epochs=3)
-    return model, trace, data
-
-
-def of(trace: Trace, signal: str) -> list[Spike]:
-    return [spike for spike in trace.spikes if spike.signal == signal]
+STORED = Path(__file__).parents[1] / "data" / "before-the-move"
+SPIKE = Spike(
+    step=7, time=1.0, severity="warning", message="", signal="loss",
+    value=9.0, baseline=3.0, ratio=3.0, score=1.5,
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("signal", ["loss", "grad_norm"])
-def test_the_poisoned_sample_comes_first(trained: Trained, signal: str) -> None:
-    """Of each spike's eight samples, in either signal, the others by the larger of their ratios."""
-    _, trace, data = trained
-    spikes = of(trace, signal)
-    assert len(spikes) >= 2
-    for spike in spikes:
-        found = trace.suspects(spike, data, loss_fn)
-        assert found.step == spike.step and len(found) == 8
-        assert found[0].sample_id == 77 and found[0].stands_out
-        ratios = [max(sample.loss_ratio, sample.norm_ratio) for sample in found]
-        assert ratios == sorted(ratios, reverse=True)
+def test_samples_are_ranked_by_the_larger_of_two_ratios() -> None:
+    """Of loss and gradient norm, each relative to its median; a value that is not finite leads."""
+    ids = ("a", "b", "c", "d", "e")
+    losses = [1.0, 1.0, 8.0, 1.0, 0.5]
+    norms = [2.0, 30.0, 2.0, math.nan, 1.0]
+    found = rank(SPIKE, ids, losses, norms)
+    assert (found.step, found.signal, len(found)) == (7, "loss", 5)
+    assert [sample.sample_id for sample in found] == ["d", "b", "c", "a", "e"]
+    b, c = found[1], found[2]
+    assert (b.loss, b.grad_norm, b.loss_ratio, b.norm_ratio) == (1.0, 30.0, 1.0, 15.0)
+    assert (c.loss_ratio, c.norm_ratio, c.stands_out) == (8.0, 1.0, True)
+    assert [sample.stands_out for sample in found] == [True, True, True, False, False]
 
 
-def test_what_was_measured_is_kept_and_blamed(
-    trained: Trained,
-) -> None:
-    """In the run directory, where the bad-batches list finds it."""
-    _, trace, data = trained
-    found = trace.suspects(of(trace, "loss")[0], data, loss_fn)
-    path = trace.path
-    assert path is not None
-    assert read_suspects(path)[-1] == found
-    [bad] = find_bad(load_run(path)).samples
-    assert (bad.id, bad.why) == (77, "measured")
-
-
-def test_samples_that_make_no_batch_are_measured_alone(
-    trained: Trained,
-) -> None:
-    """Where collate refuses them together, for their lengths differ."""
-    _, trace, data = trained
-
-    def one_only(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
-        if len(samples) > 1:
-            raise RuntimeError("stack expects each tensor to be equal size")
-        return tuple(part[None] for part in samples[0])
-
-    [spike, *_] = of(trace, "loss")
-    together = trace.suspects(spike, data, loss_fn)
-    alone = trace.suspects(spike, data, loss_fn, collate=one_only)
-    assert [s.sample_id for s in alone] == [s.sample_id for s in together]
-    for a, b in zip(alone, together, strict=True):
-        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
-
-
-def test_a_spike_without_ids(trained: Trained) -> None:
-    """It is said what to give gradtrace."""
-    _, trace, data = trained
-    spike = dataclasses.replace(of(trace, "loss")[0], batches=(), previous_batches=())
-    with pytest.raises(ValueError, match="knows no sample ids: give gradtrace"):
-        trace.suspects(spike, data, loss_fn)
-
-
-def test_two_models_need_a_choice(trained: Trained) -> None:
-    """A trace of a GAN cannot know which of its models the loss is of."""
-    model, trace, data = trained
-    both = gradtrace({"a": model, "b": torch.nn.Linear(1, 1)}, directory=None)
-    with pytest.raises(ValueError, match="2 models; expected one"):
-        both.suspects(of(trace, "loss")[0], data, loss_fn)
+def test_equal_samples_keep_their_order() -> None:
+    """Nobody stands out among equals."""
+    found = rank(SPIKE, (3, 1, 2), [1.0] * 3, [2.0] * 3)
+    assert [sample.sample_id for sample in found] == [3, 1, 2]
+    assert not any(sample.stands_out for sample in found)
 
 
 def test_kept_suspects_read_back(tmp_path: Path) -> None:
@@ -139,15 +95,16 @@ def test_a_sample_stands_out_by_the_spread_or_all_alone(
         assert sorted(places.tolist()) == far
 
 
-def test_wrong_arguments_are_told_before_anything_is_fetched(trained: Trained) -> None:
-    """The loss's class, a frozen model, no model, and no spike."""
-    model, trace, data = trained
-    [spike, *_] = of(trace, "loss")
-    with pytest.raises(TypeError, match=r"the class CrossEntropyLoss; .*make an instance"):
-        trace.suspects(spike, None, torch.nn.CrossEntropyLoss)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
-        suspects(torch.nn.Linear(1, 1).requires_grad_(False), spike, None, loss_fn)
-    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
-        suspects(trace, spike, data, loss_fn)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"spike is a int; expected a Spike.*trace\.spikes"):
-        suspects(model, 7, data, loss_fn)  # type: ignore[arg-type]
+def test_what_reads_a_run_needs_no_torch() -> None:
+    """Suspects, bad samples, skipping and spike files load neither torch nor pandas."""
+    code = (
+        "import sys\n"
+        "from gradtrace import SkipBatches, SkipSamples, SpikeFiles, Suspects, find_bad\n"
+        "from gradtrace.attribution.suspects import read_suspects\n"
+        f"assert find_bad({str(STORED)!r}).spikes == 4\n"
+        "SkipSamples(range(3), [1]); SpikeFiles('spikes')\n"
+        "print(*{'pandas', 'torch'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import numpy as np
-from spike_records import ORDER, record
+from build import healthy
+from spike_records import ORDER
 
 from gradtrace import SpikeRule
 from gradtrace.detect.spikes.detector import SpikeDetector
@@ -34,7 +35,7 @@ def sizes(steps: int, every: int) -> Iterator[tuple[int, int, int]]:
         if step % 500 == 499 or step % 10_000 > 9_990:
             norm *= 50
         loss = float("nan") if step % 777 == 776 else 2.0
-        events = found.update(record(step, norm=norm, loss=loss, lr=1e-3 + 1e-9 * step))
+        events = found.update(healthy(step, norm=norm, loss=loss, lr=1e-3 + 1e-9 * step))
         spikes += len(events)
         if step % every == every - 1:
             yield step + 1, spikes, len(pickle.dumps(found))

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/spike_score.py [--half tuning]
 
-prints the README's table.
+prints the table of docs/spike-rule.md.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from gradtrace.detect.clipping import ClippingStats
+from gradtrace.detect.clipping import ClippingStats, Newest, clipped_norm, clipped_norms
 from gradtrace.records import MOMENT_COLUMNS, Clip, LayerTable, StepRecord
 
 
@@ -91,3 +92,39 @@ def test_a_bad_norm_is_left_out() -> None:
     stats.update(record(0, [2.0]))
     stats.update(StepRecord(1, 0.0, grad_norm=math.inf))
     assert stats.summary().percentiles[99] == 2.0
+
+
+def test_a_threshold_is_suggested_once_there_are_enough_norms() -> None:
+    """Of the norms that clipping was given, where they are known; of the global ones else."""
+    rng = np.random.default_rng(0)
+    steps = [record(k, [float(rng.lognormal())]) for k in range(100)]
+    stats = ClippingStats()
+    for step in steps[:99]:
+        stats.update(step)
+    assert stats.summary().suggested is None
+    stats.update(steps[99])
+    norms = [step.grad_norm for step in steps if step.grad_norm is not None]
+    assert stats.summary().suggested == pytest.approx(float(np.percentile(norms, 95)))
+    assert stats.summary().suggested == pytest.approx(stats.summary().percentiles[95])
+
+
+def test_what_a_threshold_is_compared_with() -> None:
+    """A part of the gradient where only that is clipped, the whole where nothing was seen."""
+    part = Clip("norm", 1.0, 2.0, 1.0, 0.5, True)
+    unseen = Clip("value", 1.0, math.nan, math.nan, math.nan, True)
+    whole = StepRecord(0, 0.0, grad_norm=5.0)
+    assert clipped_norm(whole) == 5.0
+    assert clipped_norm(dataclasses.replace(whole, clip=part)) == 2.0
+    assert clipped_norm(dataclasses.replace(whole, clip=unseen)) == 5.0
+    assert math.isnan(clipped_norm(StepRecord(0, 0.0)))
+    columns = clipped_norms(np.asarray([2.0, math.nan, math.inf]), np.asarray([5.0, 6.0, 7.0]))
+    assert columns.tolist() == [2.0, 6.0, 7.0]
+
+
+def test_the_newest_values_are_kept() -> None:
+    """At most so many, finite ones only."""
+    newest = Newest(3)
+    for value in (1.0, math.nan, 2.0, math.inf, 3.0, 4.0):
+        newest.add(value)
+        assert len(newest) == len(newest.values) <= 3
+    assert sorted(newest.values) == [2.0, 3.0, 4.0]

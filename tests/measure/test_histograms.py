@@ -12,6 +12,7 @@ import torch
 from gradients import CASES, Holder, noise, one_step
 from readings import decoded
 from torch import Tensor, nn
+from truth import values_of
 
 from gradtrace import LayerHistograms, Sampling, Trace, gradtrace, load_run
 from gradtrace.assemble import assembler, readings
@@ -31,12 +32,6 @@ ALWAYS = Sampling(histograms=1)
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
-
-
-def values_of(tensor: Tensor) -> Floats:
-    dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
-    real = torch.view_as_real(dense) if dense.is_complex() else dense
-    return real.double().numpy().ravel()
 
 
 def counted(values: Floats, limit: float) -> Counts:

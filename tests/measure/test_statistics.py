@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import truth
 from gradients import CASES, Holder, noise, one_step
 from torch import Tensor, nn
 
@@ -15,51 +16,8 @@ from gradtrace import LayerTable, Sampling, gradtrace
 EVERYTHING = Sampling(activations=1, updates=1)
 
 
-def truth(tensor: Tensor) -> dict[str, float]:
-    """The statistics of one tensor, the plain way."""
-    dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
-    if dense.is_complex():
-        dense = torch.view_as_real(dense)
-    x = dense.to(torch.float64).reshape(-1).numpy()
-    n = x.size
-    if n == 0:
-        return {"norm": 0.0, "nonfinite": 0.0}
-    with np.errstate(all="ignore"):
-        return {
-            "norm": math.sqrt(math.fsum(v * v for v in x.tolist()))
-            if np.isfinite(x).all()
-            else float(np.sqrt(np.sum(x * x))),
-            "mean": math.fsum(x.tolist()) / n if np.isfinite(x).all() else float(x.mean()),
-            "std": float(np.std(x)),
-            "max_abs": float(np.max(np.abs(x))),
-            "zero_fraction": float(np.count_nonzero(x == 0)) / n,
-            "nonfinite": float(np.count_nonzero(~np.isfinite(x))),
-            "min": float(np.min(x)),
-            "max": float(np.max(x)),
-        }
-
-
 def compare(table: LayerTable, name: str, tensor: Tensor) -> None:
-    expected = truth(tensor)
-    size = max(expected.get("max_abs", 0.0), 1e-300)
-    for column in table.columns:
-        got = table[name, column]
-        if column not in expected:
-            assert math.isnan(got), (name, column)
-            continue
-        want = expected[column]
-        if not math.isfinite(want):
-            assert got == want or (math.isnan(got) and math.isnan(want)), (name, column, got, want)
-        elif column in ("nonfinite", "zero_fraction"):
-            assert got == pytest.approx(want, abs=1e-12), (name, column)
-        elif column == "std":
-            if abs(expected["mean"]) < 100 * want:
-                assert got == pytest.approx(want, rel=1e-3), (name, column)
-        elif column == "mean":
-            # Relative to the values: a mean near zero is a difference of large sums.
-            assert got == pytest.approx(want, rel=1e-5, abs=1e-7 * size), (name, column)
-        else:
-            assert got == pytest.approx(want, rel=1e-5), (name, column)
+    truth.compare(table.columns, table.values[table.names.index(name)], tensor)
 
 
 @pytest.fixture(autouse=True)

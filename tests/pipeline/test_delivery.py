@@ -129,6 +129,7 @@ def test_exporters_of_one_name_have_cursors_of_their_own() -> None:
     assert names("a-2", "a", "a") == ["a-2", "a", "a-3"]
     assert names("a/b", "a_b") == ["a/b", "a_b-2"]
     assert names("A", "a") == ["A", "a-2"]
+    assert names("a", "A") == ["a", "A-2"]
     long = names("x" * 200, "x" * 200)
     assert Cursor(Path(), long[0]).path != Cursor(Path(), long[1]).path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deliveries import SOON, Settling, ended, give, never, note, numbers, started, step
@@ -106,6 +107,25 @@ def test_what_was_delivered_before_is_remembered(tmp_path: Path) -> None:
     again = Counting()
     assert deliver(backlog, info, again, again=True) == Delivered(300, 300)
     assert again.known == []
+
+
+def test_nothing_is_read_again_for_one_that_remembers_nothing(tmp_path: Path) -> None:
+    """What was delivered before is read only for an exporter that wants to see it."""
+
+    class Asked(MemoryBacklog):
+        first = 9
+
+        def read_since(self, step: int, *rest: Any, **options: Any) -> Any:
+            self.first = min(self.first, step)
+            return super().read_since(step, *rest, **options)
+
+    backlog = Asked()
+    backlog.append([step(n) for n in range(5)])
+    backlog.flush()
+    Cursor(tmp_path, "recording").save(Position(4, 0))
+    info = RunInfo(name="r", started=0.0, path=tmp_path)
+    assert deliver(backlog, info, RecordingExporter()) == Delivered(1, 0)
+    assert backlog.first == 4
 
 
 def test_a_delivery_has_the_name_its_trace_gave_it(tmp_path: Path) -> None:

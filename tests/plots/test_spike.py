@@ -12,16 +12,17 @@ import pytest
 from matplotlib.colors import to_hex
 from spiking import dataset, loss_fn, train
 
-from gradtrace import Run, Spike, Suspects, load_run
+from gradtrace import BatchRef, Run, Spike, Suspects, load_run
 from gradtrace.plots import spike as plots
-from gradtrace.plots.spike import RED, save_spike_figure, spike_figure
+from gradtrace.plots.spike import save_spike_figure, spike_figure
+from gradtrace.plots.style import ALARM, ORANGE
 
 
 @pytest.fixture(scope="module")
 def spiking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Spike, Suspects]:
     data = dataset(77)
     _, trace = train(data, tmp_path_factory.mktemp("runs"), epochs=3)
-    spike = trace.spikes[-1]
+    spike = dataclasses.replace(trace.spikes[-1], blamed=trace.spikes[-1].batches)
     assert trace.path is not None
     return load_run(trace.path), spike, trace.suspects(spike, data, loss_fn)
 
@@ -47,12 +48,12 @@ def test_without_samples_or_layers(spiking: tuple[Run, Spike, Suspects]) -> None
     assert len(spike_figure(run, spike).axes) == 4  # the heat map has a colour bar
 
 
-def test_what_stands_out_is_red(spiking: tuple[Run, Spike, Suspects]) -> None:
+def test_what_stands_out_is_coloured(spiking: tuple[Run, Spike, Suspects]) -> None:
     """The bars and the names of the samples that stand out, and no others."""
     run, spike, suspects = spiking
     samples = next(a for a in spike_figure(run, spike, suspects).axes if a.patches and a.containers)
-    bars = [to_hex(bar.get_facecolor()) == RED for bar in samples.containers[0]]
-    names = [to_hex(label.get_color()) == RED for label in samples.get_yticklabels()]
+    bars = [to_hex(bar.get_facecolor()) == ALARM for bar in samples.containers[0]]
+    names = [to_hex(label.get_color()) == ALARM for label in samples.get_yticklabels()]
     assert bars == names == [sample.stands_out for sample in suspects]
     assert any(bars) and not all(bars)
 
@@ -74,6 +75,43 @@ def test_other_spikes_are_marked_lightly(spiking: tuple[Run, Spike, Suspects]) -
             and (s.signal, s.step) != (spike.signal, spike.step)
         }
         assert dict(zip(x.tolist(), y.tolist(), strict=True)) == expected
+
+
+def test_the_title_names_the_batch_to_blame(spiking: tuple[Run, Spike, Suspects]) -> None:
+    """Not the first that the step consumed; of which step it was, where not of the spike's."""
+    run, spike, _ = spiking
+    first, second, third = (BatchRef(2, k, k) for k in (4, 5, 6))
+
+    def title(**fields: Any) -> str:
+        figure = spike_figure(run, dataclasses.replace(spike, batches=(first, second), **fields))
+        return str(figure.get_suptitle())
+
+    assert title(blamed=(second,), suspect="batch").endswith("\nblamed: epoch 2, batch 5")
+    both = title(blamed=(second, third), suspect="batch")
+    assert both.endswith("\nblamed: epoch 2, batch 5 and 1 more")
+    before = title(blamed=(third,), previous_batches=(third,), suspect="update")
+    assert before.endswith(f"\nblamed: epoch 2, batch 6, of step {spike.step - 1}")
+    assert "batch" not in title(blamed=(), suspect="update")
+
+
+def test_the_step_to_blame_has_a_ring(spiking: tuple[Run, Spike, Suspects]) -> None:
+    """Where it is the one before; where it is the spike's own there is none."""
+    run, spike, _ = spiking
+    fields: dict[str, Any] = {"suspect": "update", "previous_batches": spike.batches}
+    for figure, expected in (
+        (spike_figure(run, dataclasses.replace(spike, **fields)), spike.step - 1),
+        (spike_figure(run, dataclasses.replace(spike, **fields, blamed=())), None),
+        (spike_figure(run, dataclasses.replace(spike, suspect="batch")), None),
+    ):
+        for axis, column in zip(figure.axes[:2], ("loss", "grad_norm"), strict=True):
+            rings = [line for line in axis.lines if line.get_label() == "blamed step"]
+            assert len(rings) == (expected is not None)
+            for ring in rings:
+                values = dict(zip(*(run.steps.column(c).to_pylist() for c in ("step", column)),
+                                  strict=True))  # fmt: skip
+                x, y = map(np.asarray, ring.get_data())
+                assert (x.tolist(), y.tolist()) == ([expected], [values[expected]])
+                assert to_hex(ring.get_markeredgecolor()) == ORANGE
 
 
 def test_one_huge_norm_leaves_colours_to_the_others(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -9,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from gradtrace.detect.clipping import ClippingStats
 from gradtrace.records import MOMENT_COLUMNS, Clip, LayerTable, RunInfo, RunNote, StepRecord
 from gradtrace.report.summary import Summary, summarize
-from gradtrace.report.terminal import duration, print_runs, print_summary
-from gradtrace.runlog import RunLog, create_run_directory, list_runs, load_run
+from gradtrace.runlog import RunLog, create_run_directory, load_run
 
 LAYERS = ("embed.weight", "fc[1].weight", "fc[1].bias")
 
@@ -179,16 +179,47 @@ def test_run_without_steps(write: Write) -> None:
     assert math.isnan(summary.overhead_ratio)
 
 
-@pytest.mark.parametrize(
-    ("norm", "after", "threshold", "words"),
-    [(5.0, 1.0, 1.0, "100% of steps are clipped"), (0.01, 0.01, 1.0, "never engaged")],
-)
-def test_advice(write: Write, norm: float, after: float, threshold: float, words: str) -> None:
-    """Clipping nearly always, or never coming near, is worth a look."""
-    clip = Clip("norm", threshold, norm, after, after / norm, after < norm)
-    records = [StepRecord(step=n, time=n, grad_norm=norm, clip=clip) for n in range(120)]
+def alike(count: int, norm: float, clip: Clip) -> list[StepRecord]:
+    return [StepRecord(step=n, time=n, grad_norm=norm, clip=clip) for n in range(count)]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_advice_on_clipping_nearly_always(write: Write, every: int) -> None:
+    """The share of the steps that clipping ran on, and the threshold that the norms suggest."""
+    clip = Clip("norm", 1.0, 5.0, 1.0, 0.2, True)
+    records = [
+        dataclasses.replace(one, clip=None if one.step % every else clip)
+        for one in alike(120, 5.0, clip)
+    ]
     [advice] = summary_of(write, records).advice
-    assert words in advice and "of 120 norms" in advice
+    assert "100% of the steps that clipping ran on" in advice
+    assert "95th percentile of 120 norms, 5," in advice
+
+
+@pytest.mark.parametrize(
+    ("count", "threshold", "told"), [(500, 1.0, 1), (499, 1.0, 0), (500, 0.99, 0)]
+)
+def test_advice_on_clipping_that_never_engages(
+    write: Write, count: int, threshold: float, told: int
+) -> None:
+    """A threshold ten times the ordinary norm; not a bit below, and not from a few norms."""
+    clip = Clip("norm", threshold, 0.1, 0.1, 1.0, False)
+    advice = summary_of(write, alike(count, 0.1, clip)).advice
+    assert len(advice) == told
+    if told:
+        assert "never engaged" in advice[0] and "99th percentile of 500 norms, 0.1" in advice[0]
+
+
+def test_the_threshold_is_suggested_by_the_norms_that_clipping_was_given(write: Write) -> None:
+    """Of one of two players: a tenth of the global norm, as `trace.clipping` suggests too."""
+    clip = Clip("norm", 0.1, 0.5, 0.1, 0.2, True)
+    records = alike(120, 5.0, clip)
+    [advice] = summary_of(write, records).advice
+    assert "percentile of 120 norms, 0.5," in advice
+    stats = ClippingStats()
+    for record in records:
+        stats.update(record)
+    assert stats.summary().suggested == 0.5
 
 
 def test_no_advice_from_a_few_steps(write: Write) -> None:
@@ -212,41 +243,3 @@ def test_no_advice_for_healthy_clipping(write: Write) -> None:
         for n in range(100)
     ]
     assert summary_of(write, records).advice == ()
-
-
-def printed(print_it: Callable[[Console], None]) -> str:
-    console = Console(width=120, record=True, quiet=False, file=None)
-    with console.capture() as capture:
-        print_it(console)
-    return capture.get()
-
-
-def test_report(write: Write) -> None:
-    """The report shows the numbers, and users' names as they are, brackets and all."""
-    summary = summary_of(write, training())
-    text = printed(lambda console: print_summary(summary, console, layers=2))
-    assert "fc[1].weight" in text
-    assert "fc[1].bias" not in text and "and 1 more" in text
-    assert "no [loss] was seen" in text
-    assert f"{summary.percentiles[95]:.4g} p95" in text
-    assert "5 first, 0.025 last, 0.025 lowest (step 199)" in text
-    assert "skipped" in text and "1 steps, by the AMP scaler" in text
-    assert "0.20 s (0.20% of the run)" in text
-
-
-def test_list_of_runs(write: Write) -> None:
-    """A list of runs has name, steps and status of each."""
-    directory = write(training(20)).parent
-    text = printed(lambda console: print_runs(list_runs(directory), console))
-    assert [line.split()[0] for line in text.splitlines()] == ["run", "run"]
-    assert "20" in text and "finished" in text
-
-
-def test_durations() -> None:
-    """Durations are told in the unit a person would choose."""
-    assert [duration(s) for s in (0.25, 119.0, 125.0, 7300.0)] == [
-        "0.2 s",
-        "119.0 s",
-        "2 min 5 s",
-        "2 h 1 min",
-    ]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import logging
 import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gradtrace import Sampling, Spike, SpikeFiles, SpikeRule, gradtrace, load_run
-from gradtrace.pipeline.worker import ExporterWorker
-from gradtrace.testing import HangingExporter, RecordingExporter
+from gradtrace.testing import RecordingExporter
 
 
 def test_spikes_know_the_samples(tmp_path: Path) -> None:
@@ -84,6 +81,7 @@ def test_a_spike_starts_a_burst(tmp_path: Path) -> None:
     assert full[:6] in ([0, *range(first + k, first + k + 5)] for k in (1, 2))
 
 
+@pytest.mark.slow
 def test_the_steps_around_a_spike_are_kept(tmp_path: Path) -> None:
     """In a run whose directory is far too small, 50 steps before and 20 after stay whole."""
     _, trace = train(dataset(77), tmp_path, epochs=40, max_bytes=1 << 20)
@@ -151,33 +149,6 @@ def test_no_rule_no_spikes(tmp_path: Path) -> None:
     assert trace.spikes == [] and trace.state_dict() == {"spikes": {}}
 
 
-def test_ctrl_c_while_leaving_keeps_the_run_log_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted while it waits for an exporter: all is on disk, and no thread is left."""
-    exporter = HangingExporter()
-    waiting = ExporterWorker.join
-    interrupts = [KeyboardInterrupt()]
-
-    def join(self: ExporterWorker, timeout: float) -> bool:
-        if interrupts:
-            raise interrupts.pop()
-        return waiting(self, timeout)
-
-    monkeypatch.setattr(ExporterWorker, "join", join)
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        train(dataset(), tmp_path, run="r", exporters=[exporter], close_timeout=60.0)
-    run = load_run(tmp_path / "r")
-    assert run.steps.num_rows == 100 and run.info["status"] == "finished"
-    assert "still owes" in "".join(note.message for note in run.events if note.kind == "note")
-    exporter.release()
-    for thread in threading.enumerate():
-        if thread.name.startswith("gradtrace"):
-            thread.join(30)
-    assert threading.active_count() == before
-
-
 def test_a_start_that_fails_leaves_the_name_free(tmp_path: Path) -> None:
     """An exporter that refuses costs the run's name nothing."""
 
@@ -190,17 +161,6 @@ def test_a_start_that_fails_leaves_the_name_free(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     train(dataset(), tmp_path, run="r", epochs=1)
     assert load_run(tmp_path / "r").steps.num_rows == 50
-
-
-def test_an_ended_trace_lets_go_of_the_loader(tmp_path: Path) -> None:
-    """Its persistent workers would live as long as the trace is looked at."""
-    loader = DataLoader(dataset(), batch_size=8)
-    with gradtrace(nn.Linear(6, 1), loader=loader, directory=None) as trace:
-        pass
-    gone = weakref.ref(loader)
-    del loader
-    gc.collect()
-    assert gone() is None and trace.steps == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Gradients of every type and layout, and a step on them."""
+"""Gradients of every type and layout, listed and drawn, and a step on them."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 
 from gradtrace import Sampling, Trace, gradtrace
 
+NAN, INF = float("nan"), float("inf")
 EVERYTHING = Sampling(activations=1, updates=1)
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32, shift: float = 0.0) -> Tensor:
-    values = torch.randn(*shape, dtype=dtype if dtype.is_complex else torch.float32)
+    values = torch.randn(shape, dtype=dtype if dtype.is_complex else torch.float32)
     return (values + shift).to(dtype)
 
 
@@ -34,14 +36,14 @@ def zeros_among() -> Tensor:
 
 def with_nan() -> Tensor:
     x = noise(50, 70)
-    x[3, 4] = float("nan")
-    x[5, 6] = float("inf")
+    x[3, 4] = NAN
+    x[5, 6] = INF
     return x
 
 
 def large_with_inf() -> Tensor:
     x = noise(400, 500)
-    x[7, 7] = -float("inf")
+    x[7, 7] = -INF
     x[8, :20] = 0
     return x
 
@@ -84,6 +86,62 @@ CASES: dict[str, Callable[[], Tensor]] = {
     "large_with_inf": large_with_inf,
     "sparse": sparse,
 }
+
+
+TYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.complex64,
+    torch.complex128,
+)
+
+
+def any_tensor(
+    chance: random.Random, *, largest: int = 40, huge: bool = True, bad: bool = True
+) -> Tensor:
+    """A tensor of any type, shape, layout and size of values, of 0 to 3 dimensions.
+
+    Some hold zeros and minus zeros, with `huge` some 1e20, with `bad` some NaN and Inf. Draws from
+    `chance` and from torch's generator.
+    """
+    shape = [
+        chance.choice((0, 1, 2, 3, chance.randint(1, largest)))
+        for _ in range(chance.choice((0, 1, 2, 2, 3)))
+    ]
+    dtype = chance.choice(TYPES)
+    values = noise(*shape, dtype=torch.complex128 if dtype.is_complex else torch.float64)
+    values = (values + chance.choice((0.0, 0.0, 3.0))) * 10.0 ** chance.uniform(-3, 3)
+    flat = values.view(-1)
+    if flat.numel() and chance.random() < 0.4:
+        for special, wanted in (
+            (0.0, True),
+            (-0.0, True),
+            (1e20, huge),
+            (NAN, bad),
+            (INF, bad),
+            (-INF, bad),
+        ):
+            if wanted and chance.random() < 0.4:
+                flat[chance.randrange(flat.numel())] = special
+    return laid_out(chance, values.to(dtype))
+
+
+def laid_out(chance: random.Random, tensor: Tensor) -> Tensor:
+    """The same values or some of them, lying in memory in another way."""
+    kind = chance.randrange(6)
+    if kind == 1 and tensor.dim() >= 2:
+        return tensor.transpose(0, -1)
+    if kind == 2 and tensor.dim() >= 1:
+        return tensor[::2]
+    if kind == 3 and tensor.dim() >= 1 and len(tensor):
+        return tensor[:1].expand(3, *tensor.shape[1:])
+    if kind == 4 and tensor.is_complex():
+        return tensor.conj()
+    if kind == 5 and tensor.is_complex():
+        return tensor.conj().imag  # a view that is negated when it is read
+    return tensor
 
 
 class Holder(nn.Module):

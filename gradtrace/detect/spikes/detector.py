@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gradtrace.detect.order import LayerOrder
 from gradtrace.detect.spikes.baseline import Baseline, Verdict
+from gradtrace.detect.spikes.blame import blame
 from gradtrace.detect.spikes.causes import Causes
 from gradtrace.detect.spikes.history import Facts, History
 from gradtrace.detect.spikes.layers import LayerLevels
 from gradtrace.detect.spikes.rule import SpikeRule
-from gradtrace.records import Event, LevelShift, Spike, StepRecord
+from gradtrace.records import BatchRef, Event, LevelShift, Spike, StepRecord
 
 
 def find_spikes(values: Iterable[float], rule: SpikeRule | None = None) -> list[int]:
@@ -138,7 +139,7 @@ class SpikeDetector:
             else []
         )
         ordered = self._order.forward([rise.name for rise in rises], record.gradients)
-        suspect, suspicion = self._causes.suspect(signal, facts)
+        blamed = blame(signal, facts, self._history)
         previous = self._history.before(record.step)
         spike = Spike(
             step=record.step,
@@ -153,9 +154,10 @@ class SpikeDetector:
             score=verdict.score,
             batches=record.batches,
             previous_batches=() if previous is None else previous.batches,
-            suspect=suspect,
-            suspicion=suspicion,
-            micro_batch=_largest(record.losses),
+            suspect=blamed.suspect,
+            suspicion=blamed.suspicion,
+            blamed=blamed.batches,
+            micro_batch=_largest([part.loss for part in facts.parts]),
             lr=record.lr,
             clip=record.clip,
             layers=tuple(rises),
@@ -192,9 +194,10 @@ def _prolonged(going: _Open) -> list[Event]:
     return [dataclasses.replace(going.event, duration=duration)] if duration > 1 else []
 
 
-def _largest(losses: tuple[float, ...]) -> int | None:
-    finite = [(loss, i) for i, loss in enumerate(losses) if math.isfinite(loss)]
-    return max(finite)[1] if len(losses) > 1 and finite else None
+def _largest(losses: Sequence[float | None]) -> int | None:
+    """The micro-batch with the largest loss, where there is more than one."""
+    known = [(loss, i) for i, loss in enumerate(losses) if loss is not None and math.isfinite(loss)]
+    return max(known)[1] if len(losses) > 1 and known else None
 
 
 def _shift(signal: str, verdict: Verdict, record: StepRecord, patience: int) -> LevelShift:
@@ -216,10 +219,19 @@ def _shift(signal: str, verdict: Verdict, record: StepRecord, patience: int) -> 
 def _message(spike: Spike, causes: tuple[Any, ...]) -> str:
     name = "loss" if spike.signal == "loss" else "gradient norm"
     text = f"{name} {spike.value:.4g} is {spike.ratio:.3g} times its baseline"
-    if spike.batches:
-        text += ", batch " + ", ".join(str(batch.batch_index) for batch in spike.batches[:8])
-        text += f" of epoch {spike.batches[0].epoch}"
+    if spike.blamed:
+        text += f", {_named(spike.blamed)}"
+        text += f" at step {spike.blamed_step}" if spike.blamed_step != spike.step else ""
     if spike.layers:
         text += f"; {spike.layers[0].name} rose most, {spike.layers[0].ratio:.3g} times"
     sure = [cause for cause in causes if cause.confidence]
     return f"{text}; {sure[0].message}" if sure else text
+
+
+def _named(batches: Sequence[BatchRef]) -> str:
+    """The first few by their places, as "batch 3, 4 of epoch 0, 17 of epoch 2"."""
+    epochs: dict[int, list[str]] = {}
+    for batch in batches[:8]:
+        epochs.setdefault(batch.epoch, []).append(str(batch.batch_index))
+    places = (f"{', '.join(some)} of epoch {epoch}" for epoch, some in epochs.items())
+    return "batch " + ", ".join(places)

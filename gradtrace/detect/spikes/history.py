@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 
-from gradtrace.records import BatchRef, LayerTable, SampleId, StepRecord
+from gradtrace.records import BatchRef, LayerTable, MicroBatch, SampleId, StepRecord
 
 STEPS = 1000
 SPIKES = 500
@@ -18,17 +18,21 @@ SOURCES = 1000
 PAUSE = 3.0
 """A step that took this many times the median was held up by something."""
 JUMP = 1.5
-"""A learning rate that changed by this factor from one step to the next has jumped."""
+"""A learning rate that rose by this factor from one step to the next has jumped."""
+RECENT = 5
+"""Steps that something must have been seen in before it is called usual."""
+USUAL = 50
+"""The newest steps that tell what a loss usually is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is remembered of a step."""
+    """What is remembered of a step. `parts` are its micro-batches, as far as they are known."""
 
     step: int
     loss: float | None
     norm: float | None
-    losses: tuple[float, ...]
+    parts: tuple[MicroBatch, ...]
     lr: tuple[float, ...]
     batches: tuple[BatchRef, ...]
     seconds: float | None
@@ -42,7 +46,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class PastSpike:
-    """A step that had a spike, in whatever signal."""
+    """A step that had a spike, in whatever signal, and the batches blamed for it."""
 
     step: int
     batches: tuple[BatchRef, ...]
@@ -57,9 +61,9 @@ class History:
         self.epoch_starts: deque[int] = deque(maxlen=100)
         self.pauses: deque[int] = deque(maxlen=SPIKES)
         self.jumps: deque[int] = deque(maxlen=SPIKES)
-        self.source_steps: Counter[str] = Counter()
-        """In how many steps each source of samples took part."""
-        self.steps_with_sources = 0
+        self.source_batches: Counter[str] = Counter()
+        """In how many batches each source of samples took part."""
+        self.batches_with_sources = 0
         self.lengths: deque[int] = deque(maxlen=STEPS)
         """The longest sample of each step."""
         self.samples = 0
@@ -74,7 +78,7 @@ class History:
             step=record.step,
             loss=record.loss,
             norm=record.grad_norm,
-            losses=record.losses,
+            parts=parts_of(record),
             lr=record.lr,
             batches=record.batches,
             seconds=record.seconds,
@@ -93,14 +97,30 @@ class History:
         self.steps.append(facts)
         return facts
 
-    def add_spike(self, facts: Facts) -> None:
-        """Remembers that a step had a spike; once a step."""
-        if not self.spikes or self.spikes[-1].step != facts.step:
-            self.spikes.append(PastSpike(facts.step, facts.batches))
+    def add_spike(self, step: int, blamed: tuple[BatchRef, ...]) -> None:
+        """Remembers that a step had a spike; once a step, also where both signals did."""
+        if self.spikes and self.spikes[-1].step == step:
+            blamed = tuple(dict.fromkeys(self.spikes.pop().batches + blamed))
+        self.spikes.append(PastSpike(step, blamed))
 
     def before(self, step: int) -> Facts | None:
         """The step before `step`, if it is known."""
         return next((f for f in reversed(self.steps) if f.step < step), None)
+
+    def usual_losses(self, facts: Facts) -> list[float | None]:
+        """What the loss of each of a step's micro-batches usually is; None where that is not known.
+
+        The median loss of the last USUAL steps, or the median in the same place of them if that is
+        larger: where a step has two losses of different size, of two tasks or two players, the
+        larger one does not stand out by that.
+        """
+        past = [f for f in self.steps if f.step < facts.step][-USUAL:]
+        middle = _median(f.loss for f in past)
+        if middle is None or middle <= 0.0:
+            return [None] * len(facts.parts)
+        alike = [f.parts for f in past if len(f.parts) == len(facts.parts)]
+        places = (_median(parts[i].loss for parts in alike) for i in range(len(facts.parts)))
+        return [middle if place is None else max(middle, place) for place in places]
 
     def _add_time(self, facts: Facts) -> None:
         if facts.seconds is None:
@@ -110,7 +130,6 @@ class History:
         self._seconds.append(facts.seconds)
 
     def _add_batches(self, facts: Facts) -> None:
-        sources: set[str] = set()
         longest = 0
         for batch in facts.batches:
             if batch.epoch != self._epoch:
@@ -119,19 +138,31 @@ class History:
             ids = batch.sample_ids or ()
             self._in_epoch += len(ids)
             self.samples = max(self.samples, self._in_epoch)
-            for sample in ids:
-                if isinstance(sample, str):
-                    source, length = source_of(sample), length_of(sample)
-                    if source is not None:
-                        sources.add(source)
-                    longest = max(longest, length or 0)
-        if sources:
-            self.steps_with_sources += 1
-            for source in sources:
-                if source in self.source_steps or len(self.source_steps) < SOURCES:
-                    self.source_steps[source] += 1
+            lengths = (length_of(sample) or 0 for sample in ids if isinstance(sample, str))
+            longest = max(longest, max(lengths, default=0))
+            self._add_sources(sources_of((batch,)))
         if longest:
             self.lengths.append(longest)
+
+    def _add_sources(self, sources: set[str]) -> None:
+        self.batches_with_sources += bool(sources)
+        for source in sources:
+            if source in self.source_batches or len(self.source_batches) < SOURCES:
+                self.source_batches[source] += 1
+
+
+def parts_of(record: StepRecord) -> tuple[MicroBatch, ...]:
+    """The step's micro-batches.
+
+    Where the record does not tell them, as older run logs do not: one for each loss, with its
+    batch if there are as many batches, else with none.
+    """
+    if record.parts:
+        return record.parts
+    if len(record.losses) == len(record.batches):
+        pairs = zip(record.losses, record.batches, strict=True)
+        return tuple([MicroBatch(loss, batches=(batch,)) for loss, batch in pairs])
+    return tuple([MicroBatch(loss) for loss in record.losses])
 
 
 def bad_values(table: LayerTable) -> int:
@@ -148,6 +179,13 @@ def source_of(sample: str) -> str | None:
     """The source that an id names: what stands before its first "/" ("web/0173" is from "web")."""
     source, slash, _ = sample.partition("/")
     return source if slash and source else None
+
+
+def sources_of(batches: Iterable[BatchRef]) -> set[str]:
+    """All sources that the ids of some batches name."""
+    ids = (sample for batch in batches for sample in batch.sample_ids or ())
+    found = {source_of(sample) for sample in ids if isinstance(sample, str)}
+    return {source for source in found if source is not None}
 
 
 def length_of(sample: str) -> int | None:
@@ -167,3 +205,9 @@ def _bad_module(record: StepRecord) -> str | None:
         return None
     bad = np.flatnonzero(record.activations.column("nonfinite") > 0)
     return record.activations.names[bad[0]] if len(bad) else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    """Of the finite ones; None where they are too few."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return median(known) if len(known) >= RECENT else None

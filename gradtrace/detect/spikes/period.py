@@ -8,11 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-LEAST = 4
+from gradtrace.detect.spikes.chance import binomial_tail, poisson_tail
+
+MIN_EVENTS = 4
+"""Fewer are always regular to somebody."""
+MAX_EVENTS = 200
+"""The newest so many are looked at."""
+SIGNIFICANCE = 1e-3
+"""The corrected p-value below which a period is told."""
 COVERAGE = 0.6
-SURE = 1e-3
-NEWEST = 200
-_TOGETHER = 250
+"""The share of its turns at which a period must be seen, or a divisor of it would pass."""
+_BLOCK = 250
+"""Periods folded at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +55,46 @@ def find_period(
     Periods from `smallest` to `largest` are tried, or only the `known` ones (an epoch's length),
     which takes fewer events.
 
-    For every k the events are folded modulo k, and two counts are compared with chance. One thing
-    that comes back fills one phase: each event falls into the fullest with probability 1/k, so the
-    count there is binomial, times k phases. Several things that come back (bad documents, each
-    epoch) repeat several phases: the events that fall where one was before number about
-    n (n - 1) / 2k by chance, Poisson. The smaller tail, times two tests and the periods tried
-    (Bonferroni), is the p-value. A period must also be seen at `COVERAGE` of its turns, or a
-    divisor of it would pass. Looks at the `NEWEST` events; numpy over blocks of periods, some
-    milliseconds, most of them without the GIL.
+    For every k the n events are folded modulo k, and two counts are compared with what arrivals at
+    random phases would give. One thing that comes back fills one phase. Each event falls into a
+    given phase with probability 1 / k, so for the fullest count h, over k phases,
+
+        p_one = k P(X >= h),          X ~ Binomial(n, 1 / k).
+
+    Several things that come back (bad documents, each epoch) repeat several phases. Of the
+    n (n - 1) / 2 pairs of events each falls together with probability 1 / k, so for the number g of
+    events at a phase that had one before,
+
+        p_several = P(Y >= g),        Y ~ Poisson(n (n - 1) / (2 k)).
+
+    The p-value of a period is the smaller of them, times the two tests and the number of periods
+    tried (Bonferroni). A period is told below SIGNIFICANCE, where it was seen at COVERAGE of its
+    turns. Numpy over blocks of periods, some milliseconds, most of them without the GIL.
     """
-    times = np.unique(np.asarray(steps, dtype=np.int64))[-NEWEST:]
+    times = np.unique(np.asarray(steps, dtype=np.int64))[-MAX_EVENTS:]
     count = len(times)
-    if count < LEAST:
+    if count < MIN_EVENTS:
         return None
     span = int(times[-1] - times[0])
     if known is None:
         # Three turns at least must be seen.
-        candidates = np.arange(smallest, min(largest, span // (LEAST - 1)) + 1)
+        candidates = np.arange(smallest, min(largest, span // (MIN_EVENTS - 1)) + 1)
     else:
         candidates = np.asarray([k for k in known if smallest <= k <= span], dtype=np.int64)
     regular: list[Period] = []
-    for some in np.split(candidates, range(_TOGETHER, len(candidates), _TOGETHER)):
+    for some in np.split(candidates, range(_BLOCK, len(candidates), _BLOCK)):
         fullest, repeated = _folded(times, some)
         chance = count * (count - 1) / 2 / some
         # What is within three deviations of chance cannot survive Bonferroni.
-        worth = (fullest >= LEAST) & (fullest > count / some + 3 * np.sqrt(count / some))
-        worth |= (repeated >= LEAST - 1) & (repeated > chance + 3 * np.sqrt(chance))
+        worth = (fullest >= MIN_EVENTS) & (fullest > count / some + 3 * np.sqrt(count / some))
+        worth |= (repeated >= MIN_EVENTS - 1) & (repeated > chance + 3 * np.sqrt(chance))
         for i in np.flatnonzero(worth):
             k = int(some[i])
-            one = _tail(count, int(fullest[i]), 1 / k) * k
-            several = _poisson_tail(int(repeated[i]), float(chance[i]))
+            one = k * binomial_tail(count, int(fullest[i]), 1 / k)
+            several = poisson_tail(int(repeated[i]), float(chance[i]))
             for p, fullest_only in ((one, True), (several, False)):
                 p = min(1.0, 2 * p * len(candidates))
-                found = _covered(times, k, p, fullest_only) if p < SURE else None
+                found = _covered(times, k, p, fullest_only) if p < SIGNIFICANCE else None
                 if found is not None:
                     regular.append(found)
     if not regular:
@@ -117,24 +131,3 @@ def _folded(
     # The length of the run of equal phases that ends at each row.
     length = row - np.maximum.accumulate(np.where(new, row, 0), axis=0) + 1
     return length.max(axis=0), len(times) - new.sum(axis=0)
-
-
-def _tail(n: int, hits: int, p: float) -> float:
-    """P(X >= hits) of a binomial(n, p), by its log terms."""
-    x = np.arange(hits, n + 1)
-    log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    terms = (
-        log_factorials[n]
-        - log_factorials[x]
-        - log_factorials[n - x]
-        + x * np.log(p)
-        + (n - x) * np.log1p(-p)
-    )
-    return float(np.exp(np.minimum(terms, 0.0)).sum())
-
-
-def _poisson_tail(count: int, mean: float) -> float:
-    """P(X >= count)."""
-    x = np.arange(count, count + 200)
-    log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 200)))])
-    return float(np.exp(np.minimum(x * np.log(mean) - mean - log_factorials[x], 0.0)).sum())

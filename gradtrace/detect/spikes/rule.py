@@ -15,7 +15,7 @@ class SpikeRule:
 
     The alarm distance follows from each series' own recent level and upper tail, so that about
     `false_alarm_rate` of ordinary values lie beyond it: on series as wide as losses and gradient
-    norms usually are; much heavier tails exceed it, as the README says. A smaller rate also moves
+    norms usually are; much heavier tails exceed it (docs/spike-rule.md). A smaller rate also moves
     the alarm away where the tail does not ask for it. Independent of that, a spike is at least
     `min_ratio` times its baseline.
 
