@@ -180,7 +180,7 @@ class Collector:
         part = Part(self._part_count, None if loss is None else Pending(loss))
         written = self._ledger.written(part)
         if not written and not self._moved_in_backward and self._parameters.refresh():
-            written = self._ledger.written(part)  # they were replaced by new ones
+            written = self._ledger.found(part)  # they were replaced by new ones
         if not written and not self._moved_in_backward:
             self.others += 1
             return  # another model's

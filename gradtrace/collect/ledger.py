@@ -61,11 +61,22 @@ class Ledger:
         self.settle()
 
     def grow(self) -> None:
-        """Makes room for parameters that were found since."""
+        """Makes room for parameters that were found since, and forgets those that are gone."""
         missing = len(self._parameters.tensors) - len(self._accounts)
-        self._accounts += [None] * missing
-        self._refs += [None] * missing
-        self._versions += [0] * missing
+        if missing:
+            first = len(self._accounts)
+            self._accounts += [None] * missing
+            self._refs += [None] * missing
+            self._versions += [0] * missing
+            self.known(range(first, first + missing))
+        replaced = self._parameters.replaced
+        if replaced:
+            for i in replaced:
+                account, self._accounts[i] = self._accounts[i], None
+                if account is not None:
+                    account.holders -= 1
+            self.known(replaced)
+            self._parameters.replaced = set()
 
     def zeroed(self) -> None:
         """A `zero_grad` was called: what has changed in place since the last look is zero."""
@@ -134,6 +145,19 @@ class Ledger:
                 before.holders -= 1
             after.holders += 1
             self._accounts[i] = after
+        return positions
+
+    def found(self, part: Part) -> list[int]:
+        """After a backward that wrote no known gradient: those that it wrote of new parameters."""
+        new = set(self._parameters.replaced) | set(
+            range(len(self._accounts), len(self._parameters.tensors))
+        )
+        self.grow()
+        account = Account((part,))
+        positions = [i for i in sorted(new) if self._parameters.tensors[i].grad is not None]
+        for i in positions:
+            self._accounts[i] = account
+            account.holders += 1
         return positions
 
     def touched(self, positions: Iterable[int]) -> list[int]:

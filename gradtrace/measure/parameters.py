@@ -47,6 +47,8 @@ class Parameters:
         self._sampling = sampling
         self.names: tuple[str, ...] = ()
         self.tensors: list[nn.Parameter] = []
+        self.replaced: set[int] = set()
+        """Positions whose tensor is another since somebody last emptied this set."""
         self.index: dict[int, int] = {}
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._scratch = Scratch()
@@ -79,11 +81,13 @@ class Parameters:
                     new = True
                 elif self.tensors[position] is not parameter:
                     self.tensors[position] = parameter
+                    self.replaced.add(position)
                     new = True
                 here[id(parameter)] = position
         for position in set(range(len(names))) - set(here.values()):
             if self.tensors[position] is not _GONE:
                 self.tensors[position] = _GONE
+                self.replaced.add(position)
                 new = True
         self.index = here
         if len(names) > len(self.names):
@@ -198,6 +202,7 @@ class _Plan:
         self._large = [i for i, t in enumerate(tensors) if _kind(t) == _CHUNK]
         self._device = [i for i, t in enumerate(tensors) if _kind(t) == _FOREACH]
         self._layouts = [t.layout for t in tensors]
+        self._shapes = [t.shape for t in tensors]
         self._blocks = Blocks(
             [self._positions[i] for i in self._small],
             [tensors[i] for i in self._small],
@@ -205,9 +210,11 @@ class _Plan:
         )
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the tensors lie as they did: a gradient may turn sparse, a model move."""
-        return [t.layout for t in tensors] == self._layouts and all(
-            _kind(tensors[i]) == self._kinds[i] for i in (0, len(tensors) - 1)
+        """Whether the tensors are as they were: one may turn sparse or grow, a model may move."""
+        return (
+            [t.shape for t in tensors] == self._shapes
+            and [t.layout for t in tensors] == self._layouts
+            and all(_kind(tensors[i]) == self._kinds[i] for i in (0, len(tensors) - 1))
         )
 
     def read(self, tensors: Sequence[Tensor], full: bool, norm_only: bool) -> list[Reading]:

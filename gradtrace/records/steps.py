@@ -88,9 +88,9 @@ class StepRecord:
     optimizer from moving, `remarks` what was odd about its clipping (names of `ClipFinding`s),
     `scores` how far each signal was from its baseline in units of the alarm distance (1 = alarm),
     `discarded` what was thrown away since the step before (events tell it; the run log does not
-    keep it with the step). `histograms` are those of the gradients. `parts` are its micro-batches in order; `batches` are
-    all of theirs, in turn, and any that came after the last backward. Tables are None when not
-    sampled.
+    keep it with the step). `histograms` are those of the gradients. `parts` are its micro-batches
+    in order; `batches` are all of theirs, in turn, and any that came after the last backward.
+    Tables are None when not sampled.
     """
 
     step: int
