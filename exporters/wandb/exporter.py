@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from gradtrace.exporters.wandb import core
 from gradtrace.exporters._ending import how_it_ended
 from gradtrace.exporters._keys import clean_key
 from gradtrace.exporters._retry import is_same
+from gradtrace.exporters.wandb import core
 from gradtrace.exporters.wandb.texts import (
     COLUMNS,
     MAX_TEXT,
@@ -31,9 +31,9 @@ from gradtrace.exporters.wandb.texts import (
     plain_config,
     spike_row,
 )
-from gradtrace.metrics.step_values import PREFIX, StepValues
-from gradtrace.metrics.run_summary import RunTotals
 from gradtrace.metrics.layers import Layers, check_layers
+from gradtrace.metrics.run_summary import RunTotals
+from gradtrace.metrics.step_values import PREFIX, StepValues
 from gradtrace.records import Record, RunInfo, Spike, StepRecord
 
 logger = logging.getLogger("gradtrace")
