@@ -129,6 +129,11 @@ class Spike(Event):
         """The step that consumed the batches in `blamed`: this one, or the one before."""
         return self.step - 1 if self.suspect == "update" else self.step
 
+    @property
+    def likely(self) -> Cause | None:
+        """The most likely cause; None where there was not enough data to judge any."""
+        return next((cause for cause in self.causes if cause.confidence is not None), None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelShift(Event):

@@ -88,19 +88,19 @@ def read_info(path: Path) -> dict[str, Any]:
 def status_of(info: dict[str, Any]) -> str:
     """The run's status; "killed" when it says "running" and its process is gone from this host."""
     status = str(info.get("status", "unknown"))
-    pid = info.get("pid")
-    if (
-        status != "running"
-        or info.get("hostname") != socket.gethostname()
-        or not isinstance(pid, int)
-        or pid <= 0
-        or os.name != "posix"  # elsewhere signal 0 is not a question
-    ):
-        return status
+    gone = status == "running" and process_is_gone(info.get("pid"), info.get("hostname"))
+    return "killed" if gone else status
+
+
+def process_is_gone(pid: object, host: object) -> bool:
+    """Whether a process of this machine has ended; False where nothing can be said of it."""
+    # Elsewhere than on POSIX, signal 0 is not a question.
+    if not isinstance(pid, int) or pid <= 0 or host != socket.gethostname() or os.name != "posix":
+        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
-        return "killed"
+        return True
     except PermissionError:
         pass
-    return status
+    return False

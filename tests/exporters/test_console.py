@@ -260,4 +260,4 @@ def test_importing_the_exporters_loads_none() -> None:
 def test_an_unknown_exporter_is_an_attribute_error() -> None:
     """A misspelt name fails as it does in any module."""
     with pytest.raises(AttributeError, match="Nonsense"):
-        _ = gradtrace.exporters.Nonsense
+        _ = gradtrace.exporters.Nonsense  # type: ignore[attr-defined]

@@ -55,7 +55,7 @@ def spike(step: int, **fields: Any) -> Spike:
         "baseline": 1.0,
         "ratio": 9.0,
         "score": 2.0,
-        "batches": (BatchRef(0, 17, 17, (1, "a")),),
+        "blamed": (BatchRef(0, 17, 17, (1, "a")),),
     }
     return Spike(**known | fields)
 
@@ -348,4 +348,4 @@ def test_the_package_is_loaded_by_the_constructor_only() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "pip install 'gradtrace[opentelemetry]'" in done.stdout
+    assert 'pip install "gradtrace[opentelemetry]"' in done.stdout

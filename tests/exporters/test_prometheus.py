@@ -104,7 +104,8 @@ def spike(step: int, signal: str = "loss", *, duration: int = 1, batch: int = 17
         ratio=9.0,
         score=2.0,
         duration=duration,
-        batches=(BatchRef(0, batch, batch),),
+        batches=(BatchRef(0, batch - 1, batch - 1), BatchRef(0, batch, batch)),
+        blamed=(BatchRef(0, batch, batch),),
     )
 
 
@@ -157,7 +158,8 @@ def test_every_metric_is_shown_and_equal_to_the_run_log(tmp_path: Path) -> None:
         assert page["gradtrace_spikes_total", signal] == len(told)
     newest = max((s for s in trace.spikes if s.step < 99), key=lambda s: s.step)
     assert page["gradtrace_last_spike_step",] == newest.step
-    assert page["gradtrace_last_spike_batch_index",] == newest.batches[0].batch_index
+    index = newest.blamed[0].batch_index if newest.blamed else -1
+    assert page["gradtrace_last_spike_batch_index",] == index
     gradients = {row["layer"]: row for row in load_run(trace.path).gradients.to_pylist()[-4:]}
     assert page["gradtrace_layer_grad_norm", "0.weight"] == gradients["0.weight"]["norm"]
     group = math.hypot(gradients["0.weight"]["norm"], gradients["0.bias"]["norm"])
@@ -602,7 +604,7 @@ def test_a_page_of_5000_series_is_made_in_milliseconds() -> None:
         registry = CollectorRegistry()
         registry.register(Same())
         ours, theirs = [], []
-        for _ in range(7):
+        for _ in range(15):
             began = time.perf_counter()
             exporter._page("")
             ours.append(time.perf_counter() - began)
@@ -780,19 +782,34 @@ def test_a_password_in_the_clear_is_warned_of(caplog: pytest.LogCaptureFixture) 
     assert "unencrypted" in caplog.text and "secret" not in caplog.text
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without prometheus-client the constructor says which pip line brings it."""
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(ImportError, match=r"pip install 'gradtrace\[prometheus\]'"):
-        PrometheusExporter()
+def test_serving_needs_no_package() -> None:
+    """Without prometheus-client a run is served; only `pushgateway` asks for it, by pip line."""
+    code = (
+        "import sys, urllib.request\n"
+        "sys.modules['prometheus_client'] = None\n"
+        "from gradtrace.exporters.prometheus import PrometheusExporter\n"
+        "from gradtrace.records import RunInfo, StepRecord\n"
+        "exporter = PrometheusExporter(0)\n"
+        "exporter.open(RunInfo(name='run', started=0.0))\n"
+        "exporter.export([StepRecord(step=6, time=1.0, loss=2.0)])\n"
+        "page = urllib.request.urlopen(exporter.url, timeout=30).read().decode()\n"
+        "exporter.close()\n"
+        'assert \'gradtrace_steps_total{run="run",rank="0"} 7.0\' in page, page\n'
+        "try: PrometheusExporter(pushgateway='127.0.0.1:9091')\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert 'pip install "gradtrace[pushgateway]"' in done.stdout
 
 
-def test_importing_the_module_does_not_import_the_package() -> None:
-    """Only the constructor loads prometheus-client, and nothing touches its global registry."""
+def test_the_package_is_loaded_for_pushing_only() -> None:
+    """Nothing but `pushgateway` loads prometheus-client, and its global registry is left alone."""
     code = (
         "import sys, gradtrace.exporters.prometheus as p\n"
+        "p.PrometheusExporter(port=0)\n"
         "assert 'prometheus_client' not in sys.modules\n"
-        "e = p.PrometheusExporter(port=0)\n"
+        "p.PrometheusExporter(port=0, pushgateway='127.0.0.1:9091')\n"
         "from prometheus_client import REGISTRY, generate_latest\n"
         "assert b'gradtrace' not in generate_latest(REGISTRY)\n"
     )

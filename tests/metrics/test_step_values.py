@@ -60,8 +60,8 @@ def test_every_key_of_a_step() -> None:
         "gradtrace/grad_norm_clipped": 1.0,
         "gradtrace/clip/coefficient": 0.5,
         "gradtrace/clip/fraction": 1.0,
-        "gradtrace/lr/0": 0.1,
-        "gradtrace/lr/1": 0.2,
+        "gradtrace/lr_0": 0.1,
+        "gradtrace/lr_1": 0.2,
         "gradtrace/spike_score": 0.7,
         "gradtrace/spikes": 1,
         "gradtrace/nonfinite_steps": 1,
@@ -94,14 +94,14 @@ def test_totals() -> None:
         totals.update(record)
     values = totals.values()
     for percentile in (50, 95, 99):
-        assert values[f"gradtrace/grad_norm/p{percentile}"] == pytest.approx(
+        assert values[f"gradtrace/grad_norm_p{percentile}"] == pytest.approx(
             np.percentile(norms, percentile)
         )
     assert values["gradtrace/clip/fraction_overall"] == np.mean(norms > 1.0)
     assert values["gradtrace/spikes"] == 3
     assert values["gradtrace/spike_share"] == 5 / 200
     assert values["gradtrace/overhead_ratio"] == pytest.approx(0.01)
-    assert values["gradtrace/suggested_clip_norm"] == values["gradtrace/grad_norm/p95"]
+    assert values["gradtrace/suggested_clip_norm"] == values["gradtrace/grad_norm_p95"]
 
 
 def test_little_is_known_of_a_short_run() -> None:

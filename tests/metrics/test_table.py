@@ -140,7 +140,7 @@ def test_counts_exist_from_the_beginning() -> None:
 def test_several_groups_have_a_learning_rate_each() -> None:
     """Several param groups are numbered, one is not."""
     values = fed(StepRecord(step=0, time=0.0, lr=(0.1, 0.01)))
-    assert values["lr/0"] == 0.1 and values["lr/1"] == 0.01 and "lr" not in values
+    assert values["lr_0"] == 0.1 and values["lr_1"] == 0.01 and "lr" not in values
 
 
 @pytest.mark.parametrize("count", [1, 99, 100, 101, 350])

@@ -93,7 +93,7 @@ def test_a_spike_reaches_the_webhook(tmp_path: Path) -> None:
     assert "pending" in states and states.index("pending") < states.index("firing")
     assert took < 30
     [trace] = traces
-    spikes = {spike.step: spike.batches[0].batch_index for spike in trace.spikes}
+    spikes = {spike.step: spike.blamed[0].batch_index for spike in trace.spikes}
     for alert in alerts:
         assert alert["status"] == "firing"
         assert alert["labels"]["run"] == 'a "run"' and alert["labels"]["rank"] == "0"
