@@ -44,10 +44,12 @@ def verdict(
     series: Mapping[str, str],
     firing: Mapping[float, set[str]],
     notes: Mapping[tuple[float, str], Mapping[str, str]] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> str:
     """What promtool finds wrong with it; empty when just those alerts fire at those minutes.
 
-    `notes`: the annotations of some of them, by minute and name.
+    `notes`: the annotations of some of them, by minute and name; `labels`: theirs, beside run, rank
+    and severity.
     """
     (folder / "gradtrace.rules.yml").write_text(rules)
     severity = {
@@ -77,7 +79,8 @@ def verdict(
                         "alertname": name,
                         "exp_alerts": [
                             {
-                                "exp_labels": {"run": "r", "rank": "0", "severity": severity[name]},
+                                "exp_labels": {"run": "r", "rank": "0", "severity": severity[name]}
+                                | dict(labels or {}),
                                 "exp_annotations": dict(expected),
                             }
                         ],
