@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fresh_python import run_python
 from spike_records import record
 from spiking import dataset, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -361,6 +360,6 @@ def test_the_package_is_loaded_by_the_constructor_only() -> None:
         "try: TensorBoardExporter('x')\n"
         "except ImportError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr
     assert 'pip install "gradtrace[tensorboard]"' in done.stdout

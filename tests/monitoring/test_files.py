@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from patience import patience
 from prometheus_servers import is_missing
 
 from gradtrace.monitoring import grafana_rules, write_monitoring
@@ -63,5 +64,7 @@ def test_the_servers_take_their_files(tmp_path: Path) -> None:
         ["promtool", "check", "rules", "gradtrace.rules.yml"],
         ["amtool", "check-config", "alertmanager.yml"],
     ):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=patience(60)
+        )
         assert done.returncode == 0, done.stdout + done.stderr
