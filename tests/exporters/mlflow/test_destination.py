@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from mlflow_server import MlflowServer
 from spiking import dataset, train
 
 from gradtrace.exporters.mlflow import MLflowExporter
+from gradtrace.exporters.mlflow.destination import Destination, choose_destination
+from gradtrace.exporters.mlflow.known_run import KnownRun
 
 
 def test_the_active_run_is_joined_and_left_active(
@@ -76,3 +79,62 @@ def test_a_run_directory_does_not_choose_the_server(tmp_path: Path) -> None:
     (tmp_path / "mlflow.json").write_text(text)
     with pytest.raises(ValueError, match=r"elsewhere\.invalid.*MLFLOW_TRACKING_URI"):
         MLflowExporter().open(fresh_run(path=tmp_path))
+
+
+class Client:
+    """MLflow's module, as far as a destination asks it."""
+
+    def __init__(self, *, chosen: bool = False, active: str | None = None) -> None:
+        self._chosen = chosen
+        self._active = active
+
+    def get_tracking_uri(self) -> str:
+        return "http://current"
+
+    def is_tracking_uri_set(self) -> bool:
+        return self._chosen
+
+    def active_run(self) -> object:
+        info = SimpleNamespace(run_id=self._active)
+        return None if self._active is None else SimpleNamespace(info=info)
+
+
+def chosen(client: Client, **options: Any) -> Destination:
+    asked: dict[str, Any] = dict.fromkeys(("tracking_uri", "experiment", "run_id", "known"))
+    return choose_destination(client, "run", **asked | options)
+
+
+def test_what_the_user_says_goes_before_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run by its id; else that of an earlier process; else the active one; else one of ours."""
+    client, known = Client(active="ac1"), KnownRun("kn1", own=True, tracking_uri=None)
+    here = "http://current"
+    assert chosen(client, run_id="gi1", known=known) == Destination(here, "gi1", given=True)
+    assert chosen(client, known=known) == Destination(here, "kn1", own=True)
+    assert chosen(client) == Destination(here, "ac1")
+    assert chosen(Client()) == Destination(here)
+    # The active run, and MLflow's settings, are those of MLflow's own server.
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "named")
+    assert chosen(client, tracking_uri="http://other") == Destination("http://other")
+    assert chosen(Client()) == Destination(here, experiment="named")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    assert chosen(Client()) == Destination(here, experiment_id="7")
+    assert chosen(Client(), experiment="mine") == Destination(
+        here, experiment="mine", experiment_id="7"
+    )
+
+
+def test_an_experiment_beside_an_active_run_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The run goes where the user's is; that the experiment is not used is a warning."""
+    assert chosen(Client(active="ac1"), experiment="mine").run_id == "ac1"
+    assert "experiment='mine' is for a run of its own" in caplog.text
+
+
+def test_another_server_than_before_must_be_meant() -> None:
+    """One that was set is, and so is the same one; a mere default is not."""
+    known = KnownRun("kn1", own=True, tracking_uri="http://before")
+    with pytest.raises(ValueError, match=r"sent to 'http://before'.*MLFLOW_TRACKING_URI"):
+        chosen(Client(), known=known)
+    assert chosen(Client(chosen=True), known=known).server == "http://current"
+    assert chosen(Client(), known=known, tracking_uri="http://other").server == "http://other"
+    same = KnownRun("kn1", own=True, tracking_uri="http://current")
+    assert chosen(Client(), known=same).run_id == "kn1"
