@@ -100,7 +100,7 @@ def test_paths() -> None:
         == Path("a/b")
     )
     for wrong in ("", 3, None):
-        with pytest.raises(TypeError, match="file is .*; expected a path"):
+        with pytest.raises(TypeError, match=r"file is .*; expected a path"):
             checked_path("file", wrong, "a path")
 
 
@@ -120,7 +120,7 @@ def test_the_first_argument_may_come_from_a_command_line(exporter: Any, attribut
 def test_a_port_in_text_is_refused_by_its_type() -> None:
     """`PrometheusExporter("9999")` says what is wrong with it."""
     port: Any = "9999"
-    with pytest.raises(TypeError, match="^port is '9999', a str; expected an int, a port such as"):
+    with pytest.raises(TypeError, match=r"^port is '9999', a str; expected an int, a port such as"):
         PrometheusExporter(port)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def test_a_run_of_any_length_is_kept_in_bounded_memory() -> None:
         curves.update(step(number, loss=1.0, grad_norm=2.0))
     kept = [number for number, _, _ in curves._points]
     assert 8 <= len(kept) <= 16
-    [stride] = {after - before for before, after in zip(kept, kept[1:], strict=False)}
+    [stride] = {after - before for before, after in itertools.pairwise(kept)}
     assert kept[0] == 0 and kept[-1] > 999 - stride
 
 

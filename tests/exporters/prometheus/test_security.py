@@ -40,6 +40,6 @@ def test_without_settings_there_is_no_security() -> None:
 )
 def test_wrong_passwords_are_not_repeated(auth: Any, error: type[Exception]) -> None:
     """The error names the argument and what was expected, and no part of the password."""
-    with pytest.raises(error, match="^push_auth .*expected user and password") as caught:
+    with pytest.raises(error, match=r"^push_auth .*expected user and password") as caught:
         checked_auth("push_auth", auth)
     assert "secret" not in str(caught.value)

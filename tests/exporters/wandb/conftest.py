@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,10 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.chdir(tmp_path)
     yield
+    # A thread that its trace has left would make W&B anew, with the settings of this test.
+    for thread in threading.enumerate():
+        if thread.name.startswith("gradtrace-export"):
+            thread.join(patience(30))
     with contextlib.suppress(Exception, SystemExit):
         if wandb.run is not None:
             wandb.run.finish()
