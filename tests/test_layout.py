@@ -35,7 +35,7 @@ LAW: dict[str, str] = {
     "runlog": "records",
     "pipeline": "exporter records runlog.atomic",
     "metrics": "detect.clipping records thresholds",
-    "exporters": "exporter metrics pipeline.redact records thresholds",
+    "exporters": "exporter metrics pipeline.redact records runlog.status thresholds",
     "analysis": "records",
     "attribution": "analysis detect.spikes records runlog",
     "plots": "attribution records runlog thresholds",
