@@ -17,6 +17,8 @@ from grafana_foundation_sdk.builders import prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common, dashboard
 
+from gradtrace.thresholds import CLIPPED_OFTEN
+
 TARGET = Path(__file__).parents[1] / "gradtrace/monitoring/templates/dashboard.json"
 
 DATASOURCE = "gradtrace-prometheus"
@@ -125,7 +127,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Share of the last 100 steps that clipping changed. Near 1 it sets the learning "
                 "rate instead of catching outliers.",
                 "percentunit",
-                alarm=0.9,
+                alarm=CLIPPED_OFTEN,
             ),
             Panel(
                 "Clip coefficient",
