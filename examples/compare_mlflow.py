@@ -1,7 +1,7 @@
 """Compares three learning rates in MLflow: one run each, side by side in its table and charts.
 
 Start a server with `mlflow server`, then set MLFLOW_TRACKING_URI=http://127.0.0.1:5000. Sort the
-runs by `gradtrace/spike_share` or `gradtrace/grad_norm/p95`, or plot `gradtrace/loss` of all three.
+runs by `gradtrace/spike_share` or `gradtrace/grad_norm_p95`, or plot `gradtrace/loss` of all three.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Works without an account or a network: the runs are written to the folder `wandb` below
 `directory`. `wandb sync --include-offline DIRECTORY/wandb/offline-run-*` uploads them; group the
 charts by `learning rates`, and sort the runs by `gradtrace/spike_share` or by
-`gradtrace/grad_norm/p95`.
+`gradtrace/grad_norm_p95`.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ def main(
                 break
 
     for spike in trace.spikes:
-        print(f"step {spike.step}, batch index {spike.batches[0].batch_index}: {spike.message}")
+        indices = ", ".join(str(batch.batch_index) for batch in spike.blamed) or "none"
+        print(f"step {spike.step}, batch index {indices}: {spike.message}")
     return trace
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradtrace.exporters.console import ConsoleExporter
-    from gradtrace.exporters.mlflow.exporter import MLflowExporter
+    from gradtrace.exporters.mlflow import MLflowExporter
     from gradtrace.exporters.openmetrics import OpenMetricsExporter
     from gradtrace.exporters.opentelemetry import OpenTelemetryExporter
-    from gradtrace.exporters.prometheus.exporter import PrometheusExporter
+    from gradtrace.exporters.prometheus import PrometheusExporter
     from gradtrace.exporters.tensorboard import TensorBoardExporter
-    from gradtrace.exporters.wandb.exporter import WandbExporter
+    from gradtrace.exporters.wandb import WandbExporter
 
 __all__ = [
     "ConsoleExporter",
@@ -35,10 +35,13 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+# Hidden from type checkers, which would take any name at all for one of ours.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

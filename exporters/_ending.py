@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from pathlib import Path
+
+from gradtrace.runlog.status import process_is_gone
 
 
 def how_it_ended(run: Path | None) -> str:
@@ -20,17 +20,9 @@ def how_it_ended(run: Path | None) -> str:
         return "closed"
     if status != "running":
         return status[:500]
-    return "killed" if _is_gone(info.get("pid"), info.get("hostname")) else "closed"
+    return "killed" if process_is_gone(info.get("pid"), info.get("hostname")) else "closed"
 
 
-def _is_gone(pid: object, host: object) -> bool:
-    """Whether a process of this machine has ended."""
-    if not isinstance(pid, int) or pid <= 0 or host != socket.gethostname() or os.name != "posix":
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        pass
-    return False
+def has_failed(status: str) -> bool:
+    """Whether an exception ended the run."""
+    return status.startswith("ended by ")

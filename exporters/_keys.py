@@ -1,35 +1,20 @@
-"""Names and parameters as a tracking server takes them: one bad key would cost its whole batch."""
+"""What a run is called and how it was set up, as a tracking server takes it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
+from gradtrace.metrics.keys import Keys, marked
 from gradtrace.records import RunInfo
 
-MAX_KEY = 250
 MAX_VALUE = 500
 
-_BAD = re.compile(r"[^A-Za-z0-9_\-. :/]")
-_HASH = 8
 
-
-def clean_key(key: str) -> str:
-    """The key as it is where it is allowed; otherwise one that is, and that no other key becomes.
-
-    Allowed are at most 250 of ASCII letters, digits, `_`, `-`, `.`, space, `:` and `/`, and no part
-    between slashes that is empty, `.` or `..`. A changed key ends in a hash of the original, so it
-    is the same in every process.
-    """
-    clean = "/".join(
-        "_" if part in ("", ".", "..") else part for part in _BAD.sub("_", key).split("/")
-    )
-    if clean == key and len(key) <= MAX_KEY:
-        return key
-    digest = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
-    return f"{clean[: MAX_KEY - _HASH - 1]}-{digest}"
+def spelt(text: str) -> str:
+    """Text that UTF-8 has bytes for: lone surrogates are spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def run_mark(run: RunInfo, *more: str) -> str:
@@ -41,11 +26,11 @@ def run_mark(run: RunInfo, *more: str) -> str:
 def flat_params(config: Mapping[str, Any]) -> dict[str, str]:
     """Hyper-parameters as keys and texts: nested mappings joined with dots, texts cut at 500."""
     params: dict[str, str] = {}
+    keys = Keys()
     for path, value in _leaves(config, ()):
-        key = clean_key(".".join(path))
+        key = keys[".".join(path)]
         if key in params:  # {"a": {"b": 1}, "a.b": 2}
-            digest = sha256(repr(path).encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
-            key = f"{key[: MAX_KEY - _HASH - 1]}-{digest}"
+            key = marked(key, repr(path))
         params[key] = _text(value)
     return params
 

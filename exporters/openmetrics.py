@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from gradtrace.exporters._exposition import head, number
-from gradtrace.exporters._samples import RunSamples
+from gradtrace.exporters._checks import check_max_series, checked_path
+from gradtrace.exporters._exposition import head, label_texts, number
 from gradtrace.metrics.layers import Layers, check_layers
+from gradtrace.metrics.samples import RunSamples
 from gradtrace.metrics.table import METRICS
 from gradtrace.records import Record, RunInfo, StepRecord
 
@@ -34,15 +35,13 @@ class OpenMetricsExporter:
 
     name = "openmetrics"
     whole = True
+    """It makes one thing of the whole run: there is no such thing as the rest of it."""
 
     def __init__(
         self, file: str | os.PathLike[str], *, layers: Layers = 20, max_series: int = 1000
     ) -> None:
-        if not isinstance(file, (str, os.PathLike)) or not os.fspath(file):
-            raise TypeError(f"file is {file!r}; expected the path of a file to write")
-        if isinstance(max_series, bool) or not isinstance(max_series, int) or max_series < 1:
-            raise ValueError(f"max_series is {max_series!r}; expected how many series at most")
-        self._target = Path(file)
+        check_max_series(max_series)
+        self._target = checked_path("file", file, "the path of a file to write")
         self._layers = check_layers(layers)
         self._max_series = max_series
         self._stack = contextlib.ExitStack()
@@ -55,6 +54,7 @@ class OpenMetricsExporter:
         self._samples = RunSamples(
             run, layers=self._layers, max_series=self._max_series, keep=False
         )
+        self._texts = label_texts(self._max_series)
         self._at: int | None = None
         self._series: dict[str, dict[str, _Series]] = {}
         self._buffered = 0
@@ -103,10 +103,11 @@ class OpenMetricsExporter:
         for metric, samples in self._samples.families():
             known = self._series.setdefault(metric.prometheus, {})
             for labels, value, _ in samples:
-                one = known.get(labels.text)
+                text = self._texts[labels]
+                one = known.get(text)
                 if one is None:
                     path = self._folder / f"{metric.prometheus}-{len(known)}"
-                    one = known[labels.text] = _Series(metric.prometheus + labels.text, path)
+                    one = known[text] = _Series(metric.prometheus + text, path)
                 one.lines.append(f"{number(value)} {when}")
                 self._buffered += 1
         if self._buffered >= BUFFERED:

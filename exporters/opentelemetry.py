@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from typing import Any
 from urllib.parse import urlsplit
 
-from gradtrace.exporters._exposition import Family
+from gradtrace.exporters._checks import check_max_series, check_seconds, needed
 from gradtrace.exporters._otlp import Collector, Encoder, RefusedError
 from gradtrace.exporters._retry import is_same
-from gradtrace.exporters._samples import RunSamples
 from gradtrace.metrics.layers import Layers, check_layers
+from gradtrace.metrics.samples import Family, RunSamples
 from gradtrace.records import Event, Record, RunInfo, StepRecord
 
 logger = logging.getLogger("gradtrace")
@@ -59,28 +56,19 @@ class OpenTelemetryExporter:
         logs: bool = True,
         timeout: float = 5.0,
     ) -> None:
-        if isinstance(max_series, bool) or not isinstance(max_series, int) or max_series < 1:
-            raise ValueError(f"max_series is {max_series!r}; expected how many series at most")
+        check_max_series(max_series)
         if not isinstance(logs, bool):
             raise TypeError(f"logs is {logs!r}; expected True or False")
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-            raise TypeError(f"timeout is {timeout!r}; expected seconds, such as 5")
-        if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout is {timeout!r}; expected seconds, more than 0")
-        try:
-            self._metrics_pb: Any = import_module(
-                f"{PROTO}.collector.metrics.v1.metrics_service_pb2"
-            )
-            self._logs_pb: Any = import_module(f"{PROTO}.collector.logs.v1.logs_service_pb2")
-            self._common_pb: Any = import_module(f"{PROTO}.common.v1.common_pb2")
-            resources: Any = import_module("opentelemetry.sdk.resources")
-            util: Any = import_module("opentelemetry.util.re")
-        except ImportError as error:
-            raise ImportError(
-                f"OpenTelemetryExporter needs a package that is not installed ({error}): "
-                "pip install 'gradtrace[opentelemetry]'",
-                name=error.name,
-            ) from error
+        timeout = check_seconds("timeout", timeout, "more than 0, such as 5", above=True)
+        self._metrics_pb, self._logs_pb, self._common_pb, resources, util = needed(
+            f"{PROTO}.collector.metrics.v1.metrics_service_pb2",
+            f"{PROTO}.collector.logs.v1.logs_service_pb2",
+            f"{PROTO}.common.v1.common_pb2",
+            "opentelemetry.sdk.resources",
+            "opentelemetry.util.re",
+            by="OpenTelemetryExporter",
+            extra="opentelemetry",
+        )
         self._base = base = _checked_endpoint(endpoint)
         given = util.parse_env_headers(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""), True)
         certificate = os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE")
@@ -97,7 +85,7 @@ class OpenTelemetryExporter:
             kind: Collector(
                 f"{base}/v1/{kind}",
                 headers={**given, **_checked_headers(headers)},
-                timeout=float(timeout),
+                timeout=timeout,
                 tls=tls,
                 compressed=os.environ.get("OTEL_EXPORTER_OTLP_COMPRESSION") == "gzip",
             )
@@ -127,7 +115,12 @@ class OpenTelemetryExporter:
             "gradtrace.version": run.versions.get("gradtrace", "unknown"),
         }
         self._encoder = Encoder(
-            self._metrics_pb, self._logs_pb, self._common_pb, resource, started=run.started
+            self._metrics_pb,
+            self._logs_pb,
+            self._common_pb,
+            resource,
+            started=run.started,
+            most=4 * self._max_series,
         )
         self._batch: list[Record] = []
         self._requests: deque[tuple[str, int, bytes]] = deque()

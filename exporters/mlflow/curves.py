@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
+
+from gradtrace.plots.curves import Curve, curves_figure
 from gradtrace.records import Record, Spike, StepRecord
 
 
@@ -33,31 +36,16 @@ class Curves:
 
     def draw(self, path: Path) -> bool:
         """Writes a figure; False where matplotlib is missing or there is nothing to see."""
+        points = np.asarray(self._points, dtype=np.float64).reshape(-1, 3)
+        series = (("loss", "loss"), ("grad_norm", "gradient norm"))
         try:
-            from matplotlib.figure import Figure
-        except ImportError:
+            figure = curves_figure(
+                [
+                    Curve(label, points[:, 0], points[:, column], self._spikes[signal])
+                    for column, (signal, label) in enumerate(series, 1)
+                ]
+            )
+        except (ImportError, ValueError):
             return False
-        steps = [step for step, _, _ in self._points]
-        series = (("loss", 1, "loss"), ("grad_norm", 2, "gradient norm"))
-        shown = {
-            signal: (label, [p[at] if math.isfinite(p[at]) else math.nan for p in self._points])
-            for signal, at, label in series
-            if any(math.isfinite(p[at]) for p in self._points)
-        }
-        if not shown:
-            return False
-        figure = Figure(figsize=(9, 3 * len(shown)), layout="constrained")
-        rows = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-        for axis, (signal, (label, values)) in zip(rows, shown.items(), strict=True):
-            axis.plot(steps, values, color="#30507a", lw=1.2)
-            spikes = [point for point in self._spikes[signal] if math.isfinite(point[1])]
-            if spikes:
-                axis.plot(*zip(*spikes, strict=True), "o", color="#c0392b", label="spike")
-                axis.legend(loc="upper left", fontsize=8, frameon=False)
-            if all(math.isnan(value) or value > 0 for value in values):
-                axis.set_yscale("log")
-            axis.set_ylabel(label)
-            axis.grid(alpha=0.25)
-        rows[-1].set_xlabel("step")
         figure.savefig(path, dpi=110)
         return True

@@ -3,6 +3,7 @@
 A connection has a few seconds in all, from the handshake to the last byte. Where there are too
 many, the oldest is cut off: a scrape takes milliseconds, so the oldest is never one. What comes is
 answered and closed; the client closes first where it can, so that the port is free at once.
+prometheus-client's server has no such limits, and asks for no password.
 """
 
 from __future__ import annotations

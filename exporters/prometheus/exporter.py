@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
-from gradtrace.exporters._exposition import render
-from gradtrace.exporters._samples import RunSamples
+from gradtrace.exporters._checks import (
+    check_count,
+    check_max_series,
+    check_seconds,
+    check_text,
+    needed,
+)
+from gradtrace.exporters._exposition import label_texts, render
+from gradtrace.exporters._keys import spelt
 from gradtrace.exporters.prometheus.endpoint import Endpoint
 from gradtrace.exporters.prometheus.pushgateway import EVERY, Pusher, check_gateway
+from gradtrace.exporters.prometheus.security import Tls, checked_auth, tls_context
 from gradtrace.metrics.layers import Layers, check_layers
+from gradtrace.metrics.samples import RunSamples
 from gradtrace.records import Record, RunInfo
 
 logger = logging.getLogger("gradtrace")
@@ -25,8 +31,6 @@ TRIES = 100
 """Ports that are tried, where the first ones are taken."""
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-Tls = ssl.SSLContext | Sequence[str | os.PathLike[str]]
 
 
 class PrometheusExporter:
@@ -42,6 +46,7 @@ class PrometheusExporter:
 
     `pushgateway`, an address such as "127.0.0.1:9091", gets the same each `push_every` seconds
     under `job`, and gets it taken back when the trace is closed; `push_auth` is what it asks for.
+    It needs the package prometheus-client, serving needs nothing.
 
     At the end the port is free at once, and Prometheus sees a run vanish, as if it had been killed.
     With `linger` the page is served on until a scrape has seen `gradtrace_run_active 0`, at most so
@@ -50,16 +55,16 @@ class PrometheusExporter:
     Counters carry step and batch index of their newest increase as exemplar, in OpenMetrics.
     A scrape of 1,000 series costs about 1 ms.
 
-    Raises ImportError where prometheus-client is not installed, TypeError or ValueError for wrong
-    settings, and OSError for files that cannot be read.
+    Raises ImportError where `pushgateway` is given and prometheus-client is not installed,
+    TypeError or ValueError for wrong settings, and OSError for files that cannot be read.
     """
 
     name = "prometheus"
 
     def __init__(
         self,
-        *,
         port: int = 9464,
+        *,
         host: str = "127.0.0.1",
         layers: Layers = 20,
         max_series: int = 1000,
@@ -71,45 +76,36 @@ class PrometheusExporter:
         push_auth: tuple[str, str] | None = None,
         linger: float = 0.0,
     ) -> None:
-        _check_count("port", port, 0, 65535, "a port such as 9464, or 0 for any that is free")
-        _check_count(
-            "max_series", max_series, 1, 1_000_000, "the most series to show, such as 1000"
+        expected = "an int, a port such as 9464, or 0 for any that is free"
+        check_count("port", port, 0, 65535, expected)
+        check_max_series(max_series)
+        check_text("host", host, "an address to listen on, such as 127.0.0.1")
+        check_text("job", job, "the job's name at the Pushgateway")
+        self._linger = check_seconds("linger", linger, "0 or more, such as 10")
+        self._push_every = check_seconds(
+            "push_every", push_every, f"more than 0, such as {EVERY:g}", above=True
         )
-        _check_text("host", host, "an address to listen on, such as 127.0.0.1")
-        _check_text("job", job, "the job's name at the Pushgateway")
+        self._client: Any = None
         if pushgateway is not None:
-            _check_text("pushgateway", pushgateway, "its address, such as 127.0.0.1:9091")
+            check_text("pushgateway", pushgateway, "its address, such as 127.0.0.1:9091")
             check_gateway(pushgateway)
-        if isinstance(linger, bool) or not isinstance(linger, (int, float)):
-            raise TypeError(f"linger is {linger!r}; expected seconds, such as 10, or 0")
-        if not 0 <= linger < threading.TIMEOUT_MAX:
-            raise ValueError(f"linger is {linger!r}; expected seconds, 0 or more")
-        if isinstance(push_every, bool) or not isinstance(push_every, (int, float)):
-            raise TypeError(f"push_every is {push_every!r}; expected seconds, such as {EVERY:g}")
-        if not 0 < push_every < threading.TIMEOUT_MAX:
-            raise ValueError(f"push_every is {push_every!r}; expected seconds, more than 0")
-        try:
-            self._client: Any = import_module("prometheus_client")
-        except ImportError as error:
-            raise ImportError(
-                f"PrometheusExporter needs a package that is not installed ({error}): "
-                "pip install 'gradtrace[prometheus]'",
-                name=error.name,
-            ) from error
+            [self._client] = needed(
+                "prometheus_client",
+                by="PrometheusExporter(pushgateway=...)",
+                extra="pushgateway",
+            )
         self._port = port
         self._host = host
         self._layers = check_layers(layers)
         self._max_series = max_series
-        self._tls = _context(tls)
-        self._auth = _checked_auth("auth", auth)
+        self._tls = tls_context(tls)
+        self._auth = checked_auth("auth", auth)
         self._gateway = pushgateway
         self._job = job
-        self._push_every = float(push_every)
-        self._push_auth = _checked_auth("push_auth", push_auth)
+        self._push_auth = checked_auth("push_auth", push_auth)
         self._lock = threading.Lock()
         self._dropped: Callable[[], Mapping[str, int]] = dict
         self._active = True
-        self._linger = float(linger)
         self._end_was_seen = threading.Event()
         self._samples: RunSamples | None = None
         self._endpoint: Endpoint | None = None
@@ -128,6 +124,7 @@ class PrometheusExporter:
     def open(self, run: RunInfo) -> None:
         """Starts to listen. Raises OSError when the address cannot be had, or no port is free."""
         self._samples = RunSamples(run, layers=self._layers, max_series=self._max_series)
+        self._texts = label_texts(self._max_series)
         self._active = True
         self._end_was_seen.clear()
         self._endpoint = self._listen(run.rank, max(1, run.world_size))
@@ -140,7 +137,7 @@ class PrometheusExporter:
                 gateway=self._gateway,
                 job=self._job,
                 # The gateway refuses what it cannot spell, and an empty value is none.
-                labels={"run": _spelt(run.name), "rank": str(run.rank)},
+                labels={"run": spelt(run.name), "rank": str(run.rank)},
                 auth=self._push_auth,
                 every=self._push_every,
             )
@@ -184,7 +181,8 @@ class PrometheusExporter:
             families = self._samples.families(dropped=self._dropped(), active=active)
         if not active:
             self._end_was_seen.set()
-        return render(families, openmetrics=openmetrics), OPENMETRICS if openmetrics else PLAIN
+        page = render(families, self._texts, openmetrics=openmetrics)
+        return page, OPENMETRICS if openmetrics else PLAIN
 
     def _listen(self, rank: int, ranks: int) -> Endpoint:
         """Ports are tried that no other rank tries."""
@@ -212,62 +210,3 @@ class PrometheusExporter:
             f"no port is free on {self._host} from {self._port + rank} on; expected one of "
             f"{TRIES}: choose another with port=, or 0 for any",
         )
-
-
-def _context(tls: Tls | None) -> ssl.SSLContext | None:
-    if tls is None or isinstance(tls, ssl.SSLContext):
-        return tls
-    expected = (
-        "expected the paths of certificate and key, a third of the clients' authority where they "
-        "need certificates, or an ssl.SSLContext"
-    )
-    paths = () if isinstance(tls, (str, bytes)) or not isinstance(tls, Sequence) else tuple(tls)
-    if len(paths) not in (2, 3) or not all(isinstance(p, (str, os.PathLike)) for p in paths):
-        raise TypeError(f"tls is {tls!r}; {expected}")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(paths[0], paths[1])
-        if len(paths) == 3:
-            context.load_verify_locations(paths[2])
-            context.verify_mode = ssl.CERT_REQUIRED
-    except ssl.SSLError as error:
-        raise ValueError(f"tls is {tls!r}, which OpenSSL refuses ({error}); {expected}") from error
-    except OSError as error:
-        raise type(error)(error.errno, f"tls is {tls!r}: {error.strerror}; {expected}") from error
-    return context
-
-
-def _checked_auth(name: str, auth: object) -> tuple[str, str] | None:
-    # The password is not repeated: errors end up in logs.
-    expected = 'expected user and password, such as ("prometheus", "...")'
-    if auth is None:
-        return None
-    if (
-        isinstance(auth, str)
-        or not isinstance(auth, Sequence)
-        or len(auth) != 2
-        or not all(isinstance(part, str) for part in auth)
-    ):
-        raise TypeError(f"{name} is a {type(auth).__name__}; {expected}")
-    user, password = auth
-    if not user or ":" in user or not password:
-        raise ValueError(f"{name} has no user, one with a colon, or no password; {expected}")
-    return user, password
-
-
-def _check_count(name: str, value: object, least: int, most: int, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; expected {expected}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} is {value!r}; expected {expected}")
-
-
-def _check_text(name: str, value: object, expected: str) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}; expected {expected}")
-    if not value:
-        raise ValueError(f"{name} is empty; expected {expected}")
-
-
-def _spelt(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()

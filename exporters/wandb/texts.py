@@ -24,9 +24,9 @@ MAX_TEXT = 2000
 
 
 def spike_row(spike: Spike) -> list[Any]:
-    """A row of the table, in the order of COLUMNS."""
-    batches = ", ".join(f"epoch {ref.epoch} batch {ref.batch_index}" for ref in spike.batches)
-    ids = ", ".join(str(id_) for ref in spike.batches for id_ in ref.sample_ids or ())
+    """A row of the table, in the order of COLUMNS; batches and samples are the blamed ones."""
+    batches = ", ".join(f"epoch {ref.epoch} batch {ref.batch_index}" for ref in spike.blamed)
+    ids = ", ".join(str(id_) for ref in spike.blamed for id_ in ref.sample_ids or ())
     return [
         spike.step,
         spike.signal,
@@ -36,14 +36,19 @@ def spike_row(spike: Spike) -> list[Any]:
         spike.duration,
         batches,
         plain(ids, MAX_TEXT),
-        plain(likely(spike), MAX_TEXT),
+        plain(_likely(spike), MAX_TEXT),
     ]
 
 
-def likely(spike: Spike) -> str:
-    """The likeliest cause that there was enough data to judge; empty without any."""
-    sure = [cause.message for cause in spike.causes if cause.confidence is not None]
-    return sure[0] if sure else ""
+def alert_text(spike: Spike, run: str) -> str:
+    """What an alert says below its title."""
+    cause = _likely(spike)
+    text = f"Step {spike.step} of {run}: {spike.message}"
+    return plain(text + (f"\nLikely: {cause}" if cause else ""), MAX_TEXT)
+
+
+def _likely(spike: Spike) -> str:
+    return "" if spike.likely is None else spike.likely.message
 
 
 def plain(text: str, most: int) -> str:

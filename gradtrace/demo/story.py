@@ -17,7 +17,7 @@ from gradtrace.attribution.bad_samples import BadList, find_bad
 from gradtrace.attribution.skip import SkipSamples
 from gradtrace.demo.charlm import CharLM
 from gradtrace.demo.documents import LENGTH, Documents, collate
-from gradtrace.demo.training import LEARNING_RATE, MAX_NORM, token_loss, train
+from gradtrace.demo.training import LEARNING_RATE, MAX_NORM, Size, token_loss, train
 from gradtrace.detect.spikes.period import find_period
 from gradtrace.exporter import Exporter
 from gradtrace.records import Spike
@@ -30,10 +30,10 @@ STEPS = 500
 """Four epochs, about a minute on two cores."""
 SECOND_SHARE = 0.4
 """The second run's steps, of the first's."""
-DOCUMENTS = 2000
 CORRUPTED = 5
 PROMPT = "The "
 SHOWN = 22
+DEFAULT = Size()
 
 
 def run_demo(
@@ -42,7 +42,7 @@ def run_demo(
     seconds: float | None = None,
     directory: str | os.PathLike[str] = "gradtrace-runs",
     exporters: Sequence[Exporter | str] = ("console",),
-    batch_size: int = 16,
+    size: Size = DEFAULT,
     console: Console | None = None,
 ) -> Path:
     """Trains a character-level GPT on documents of which a few are corrupted, and finds them.
@@ -50,12 +50,14 @@ def run_demo(
     They come back at the same place of each epoch. Shows the run's summary, its spikes, the
     documents behind them with their text, the period, the clipping threshold the norms suggest, and
     a second, shorter run that skips those documents. Stops after `steps` optimizer steps, or
-    `seconds` if that comes first. Returns the first run's directory.
+    `seconds` if that comes first. A smaller `size` takes less time. Returns the first run's
+    directory.
     """
     console = console or Console()
-    data = Documents(count=DOCUMENTS, corrupted=CORRUPTED)
+    data = Documents(count=size.documents, corrupted=CORRUPTED)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1)).tolist()
-    parameters = sum(p.numel() for p in CharLM(data.vocabulary, length=LENGTH).parameters())
+    shape = CharLM(data.vocabulary, length=LENGTH, width=size.width, depth=size.depth)
+    parameters = sum(p.numel() for p in shape.parameters())
     console.print(
         f"Training a GPT of {parameters:,} parameters on {len(data):,} documents from Python's "
         f"help() text, for {steps} steps. {CORRUPTED} of the documents are corrupted."
@@ -65,8 +67,8 @@ def run_demo(
         data,
         order,
         steps=steps,
+        size=size,
         deadline=deadline,
-        batch_size=batch_size,
         directory=directory,
         exporters=exporters,
         config={"lr": LEARNING_RATE, "max_norm": MAX_NORM, "documents": len(data)},
@@ -79,9 +81,9 @@ def run_demo(
     console.rule(f"gradtrace show {trace.path}")
     print_summary(summarize(load_run(trace.path)), console)
     if trace.spikes:
-        bad = _explain(trace, data, batch_size, console)
+        bad = _explain(trace, data, size.batch, console)
         if bad.samples and monotonic() < deadline:
-            _again(bad, data, order, steps, batch_size, deadline, console)
+            _again(bad, data, order, steps, size, deadline, console)
     return trace.path
 
 
@@ -99,7 +101,7 @@ def _explain(trace: Trace, data: Documents, batch_size: int, console: Console) -
         text = data.decode(data[int(first.sample_id)])
         table.add_row(
             str(spike.step),
-            f"{spike.batches[0].epoch}.{spike.batches[0].batch_index}",
+            ", ".join(f"{batch.epoch}.{batch.batch_index}" for batch in spike.blamed),
             spike.signal,
             number(spike.ratio),
             str(first.sample_id),
@@ -140,7 +142,7 @@ def _again(
     data: Documents,
     order: list[int],
     steps: int,
-    batch_size: int,
+    size: Size,
     deadline: float,
     console: Console,
 ) -> None:
@@ -148,8 +150,6 @@ def _again(
     again = max(1, int(SECOND_SHARE * steps))
     console.rule(f"Once more without them, {again} steps")
     skipping = SkipSamples(order, [sample.id for sample in bad.samples])
-    _, trace = train(
-        data, skipping, steps=again, deadline=deadline, batch_size=batch_size, directory=None
-    )
+    _, trace = train(data, skipping, steps=again, size=size, deadline=deadline, directory=None)
     count = len(_one_a_step(trace.spikes))
     console.print(f"{count or 'no'} spike{'s' * (count != 1)} in {len(trace.steps)} steps")

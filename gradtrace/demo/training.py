@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -29,23 +30,32 @@ LEARNING_RATE = 3e-3
 MAX_NORM = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How large the demo's corpus, its model and its batches are."""
+
+    documents: int = 2000
+    width: int = 128
+    depth: int = 5
+    batch: int = 16
+
+
 def train(
     data: Documents,
     sampler: Iterable[int],
     *,
     steps: int,
+    size: Size,
     deadline: float = math.inf,
-    batch_size: int = 16,
     directory: str | os.PathLike[str] | None,
     exporters: Sequence[Exporter | str] = (),
-    model: CharLM | None = None,
     config: dict[str, Any] | None = None,
 ) -> tuple[CharLM, Trace]:
     """Trains a character-level GPT under a trace, for `steps` or until `deadline` (monotonic)."""
     torch.manual_seed(0)
-    model = model or CharLM(data.vocabulary, length=LENGTH)
+    model = CharLM(data.vocabulary, length=LENGTH, width=size.width, depth=size.depth)
     loader = DataLoader(
-        data, batch_size=batch_size, sampler=sampler, drop_last=True, collate_fn=collate
+        data, batch_size=size.batch, sampler=sampler, drop_last=True, collate_fn=collate
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
@@ -55,7 +65,7 @@ def train(
         exporters=exporters,
         loader=loader,
         directory=directory,
-        config={"steps": steps, "batch_size": batch_size, **(config or {})},
+        config={"steps": steps, "batch_size": size.batch, **(config or {})},
     ) as trace:
         while done < steps and monotonic() < deadline:
             for inputs, targets in loader:

@@ -46,16 +46,16 @@ class RunTotals:
     def values(self) -> dict[str, float]:
         """Summary values by key below `gradtrace/`, finite ones only.
 
-        `grad_norm/p50` (p95, p99) over the last 65,536 finite norms before clipping;
+        `grad_norm_p50` (p95, p99) over the last 65,536 finite norms before clipping;
         `clip/fraction_overall` of all steps; `spike_share` of steps; `suggested_clip_norm`, once
         there are enough norms; `overhead_ratio` to the time spent.
         """
         clipping = self._norms.summary()
         totals = self._totals.values()
         values = {
-            "grad_norm/p50": clipping.percentiles[50],
-            "grad_norm/p95": clipping.percentiles[95],
-            "grad_norm/p99": clipping.percentiles[99],
+            "grad_norm_p50": clipping.percentiles[50],
+            "grad_norm_p95": clipping.percentiles[95],
+            "grad_norm_p99": clipping.percentiles[99],
             "clip/fraction_overall": clipping.fraction,
             "spikes": totals["spikes"],
             "spike_share": self._spike_steps / self._steps if self._steps else math.nan,

@@ -1,7 +1,8 @@
 """A run as keys and numbers, for backends that take those: values a step, and a summary at the end.
 
 The keys are those of `gradtrace.metrics`, below `gradtrace/`. What the user logged stands below
-`gradtrace/logged/`.
+`gradtrace/logged/`. Names in them, of layers and of users, are made such that every backend takes
+them: see `gradtrace.metrics.keys`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from gradtrace.metrics.keys import Keys
 from gradtrace.metrics.layers import Layers, LayerSeries
 from gradtrace.metrics.modules import ModuleSeries
 from gradtrace.metrics.totals import Totals
@@ -21,7 +23,7 @@ PREFIX = "gradtrace/"
 class StepValues:
     """The values of each step, from records fed in order. One thread, bounded memory.
 
-    `layers` as in `gradtrace.layerseries`. `finite` leaves out NaN and Inf: the counts of
+    `layers` as in `gradtrace.metrics.layers`. `finite` leaves out NaN and Inf: the counts of
     `nonfinite_steps` tell of them. Otherwise Inf is a value anywhere, and NaN one of the loss, the
     gradient norm and what the user logged; elsewhere it says that nothing was measured.
     """
@@ -31,6 +33,7 @@ class StepValues:
         self._layers = LayerSeries(layers, run.parameters)
         self._modules = ModuleSeries(layers)
         self._finite = finite
+        self._keys = Keys()
         self._dropped: Callable[[], Mapping[str, int]] | None = None
 
     def watch(self, dropped: Callable[[], Mapping[str, int]]) -> None:
@@ -52,7 +55,7 @@ class StepValues:
         for name, value in record.logged.items():
             values[f"logged/{name}"] = value
         return {
-            PREFIX + key: float(value)
+            self._keys[PREFIX + key]: float(value)
             for key, value in values.items()
             if math.isfinite(value) or (not self._finite and _is_told(key, value))
         }
@@ -60,7 +63,7 @@ class StepValues:
     def histograms(self, record: StepRecord) -> dict[str, tuple[Counts, Floats]]:
         """Keys, counts and edges of a step's gradients; ask after `update` with the same step."""
         return {
-            f"{PREFIX}layers/{layer}/gradients": found
+            self._keys[f"{PREFIX}layers/{layer}/gradients"]: found
             for layer, found in self._layers.histograms(record).items()
         }
 

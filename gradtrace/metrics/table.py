@@ -50,7 +50,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("", "gradtrace_last_step_batch_index", "", "Batch index of the last step"),
     Metric("", "gradtrace_run_active", "", "1 while the run goes on"),
     Metric("", "gradtrace_last_spike_step", "", "Step of the last spike"),
-    Metric("", "gradtrace_last_spike_batch_index", "", "Batch index of the last spike"),
+    Metric(
+        "",
+        "gradtrace_last_spike_batch_index",
+        "",
+        "Index of the first batch blamed for the last spike, -1 where none is",
+    ),
     Metric("", "gradtrace_last_nonfinite_step", "", "Last step with NaN or Inf"),
     Metric("", "gradtrace_last_nonfinite_batch_index", "", "Batch index of that step"),
     Metric(

@@ -45,7 +45,7 @@ class Totals:
     def values(self) -> dict[str, float]:
         """Values by key, counts always, the rest as the last step had it.
 
-        `lr` for one param group, `lr/0`, `lr/1`, ... for several. Values may be NaN or Inf.
+        `lr` for one param group, `lr_0`, `lr_1`, ... for several. Values may be NaN or Inf.
         """
         values: dict[str, float] = {
             "spikes": self._spikes,
@@ -72,7 +72,7 @@ class Totals:
             values["lr"] = last.lr[0]
         else:
             for group, lr in enumerate(last.lr):
-                values[f"lr/{group}"] = lr
+                values[f"lr_{group}"] = lr
         return values
 
 

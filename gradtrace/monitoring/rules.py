@@ -201,7 +201,8 @@ PLACES = {
     # Of a run that has vanished meanwhile, what was last seen.
     "spike": (
         "last_over_time(gradtrace_last_spike_step%s[1h])",
-        "last_over_time(gradtrace_last_spike_batch_index%s[1h])",
+        # Below 0 it says that no batch is to blame.
+        "last_over_time(gradtrace_last_spike_batch_index%s[1h]) >= 0",
     ),
     "nonfinite": (
         "last_over_time(gradtrace_last_nonfinite_step%s[1h])",

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import io
 import math
-import subprocess
 import sys
 from typing import Any, Literal
 
 import pytest
+from fresh_python import run_python
 
 import gradtrace.exporters
 from gradtrace.exporters import ConsoleExporter
@@ -253,11 +253,11 @@ def test_importing_the_exporters_loads_none() -> None:
         "assert set(e.__all__) <= set(dir(e))\n"
         "for name in e.__all__: getattr(e, name)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_exporter_is_an_attribute_error() -> None:
     """A misspelt name fails as it does in any module."""
     with pytest.raises(AttributeError, match="Nonsense"):
-        _ = gradtrace.exporters.Nonsense
+        _ = gradtrace.exporters.Nonsense  # type: ignore[attr-defined]

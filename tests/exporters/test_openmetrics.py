@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import patience
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_servers import is_missing, prometheus
 from spike_records import record
@@ -48,7 +49,7 @@ def test_a_run_is_imported_by_prometheus(tmp_path: Path) -> None:
     deliver(Backlog(trace.path), info('a "run"\n'), OpenMetricsExporter(file))
     command = ["promtool", "tsdb", "create-blocks-from", "openmetrics"]
     command += [str(file), str(tmp_path / "data")]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=patience(60))
     last = rows[-1]["time"] + 1
     with prometheus(tmp_path, "scrape_configs: []\n") as server:
         window = f"[{int(last - rows[0]['time']) + 60}s]"

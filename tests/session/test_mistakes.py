@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from dataclasses import replace
 
 import pytest
+import torch
+from spiking import dataset, loss_fn
+from torch import nn
+from torch.utils.data import DataLoader
 
+from gradtrace import gradtrace
 from gradtrace.session.mistakes import Seen, mistakes
 
 GOOD = Seen(steps=10, backwards=10, others=0, gradients=True, loader=True, batches=10)
@@ -28,3 +35,36 @@ GOOD = Seen(steps=10, backwards=10, others=0, gradients=True, loader=True, batch
 def test_mistakes_are_told_from_what_is_meant(seen: Seen, sources: list[str]) -> None:
     """Each is named by its source, once, and nothing else is."""
     assert [source for source, _ in mistakes(seen)] == sources
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("a copy", "and not a copy of it"),
+        ("no step", "call trace.step()"),
+        ("another loader", "trace.batches(loader)"),
+        ("frozen", "no backward reached this model"),
+    ],
+)
+def test_what_is_missing_is_noted(
+    mistake: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trace with nothing to see says why, and what to do."""
+    model: nn.Module = nn.Linear(6, 1)
+    trained = copy.deepcopy(model) if mistake == "a copy" else model
+    if mistake == "frozen":
+        trained = nn.Sequential(nn.Linear(6, 6), model.requires_grad_(False))
+    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
+    loader, other = DataLoader(dataset(), batch_size=40), DataLoader(dataset(), batch_size=40)
+    given = other if mistake == "another loader" else loader
+    with (
+        caplog.at_level(logging.WARNING, "gradtrace"),
+        gradtrace(model, loader=given, directory=None) as trace,
+    ):
+        for x, y in loader:
+            loss_fn(trained(x), y).backward()
+            if mistake != "no step":
+                optimizer.step()
+            optimizer.zero_grad()
+    assert any(told in note.message for note in trace.notes), trace.notes
+    assert told in caplog.text

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import logging
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from spiking import dataset, loss_fn, train
-from torch import nn
-from torch.utils.data import DataLoader
+from spiking import dataset, train
 
 from gradtrace import Sampling, Spike, SpikeFiles, SpikeRule, gradtrace, load_run
-from gradtrace.testing import RecordingExporter
 
 
 def test_spikes_know_the_samples(tmp_path: Path) -> None:
@@ -147,63 +142,3 @@ def test_no_rule_no_spikes(tmp_path: Path) -> None:
     """spikes=None looks for none."""
     _, trace = train(dataset(77), tmp_path, epochs=3, spikes=None)
     assert trace.spikes == [] and trace.state_dict() == {"spikes": {}}
-
-
-def test_a_start_that_fails_leaves_the_name_free(tmp_path: Path) -> None:
-    """An exporter that refuses costs the run's name nothing."""
-
-    class Refusing(RecordingExporter):
-        def open(self, run: Any) -> None:
-            raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        train(dataset(), tmp_path, run="r", exporters=[Refusing()])
-    assert list(tmp_path.iterdir()) == []
-    train(dataset(), tmp_path, run="r", epochs=1)
-    assert load_run(tmp_path / "r").steps.num_rows == 50
-
-
-@pytest.mark.parametrize(
-    ("mistake", "told"),
-    [
-        ("a copy", "and not a copy of it"),
-        ("no step", "call trace.step()"),
-        ("another loader", "trace.batches(loader)"),
-        ("frozen", "no backward reached this model"),
-    ],
-)
-def test_what_is_missing_is_noted(
-    mistake: str, told: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A trace with nothing to see says why, and what to do."""
-    model: nn.Module = nn.Linear(6, 1)
-    trained = copy.deepcopy(model) if mistake == "a copy" else model
-    if mistake == "frozen":
-        trained = nn.Sequential(nn.Linear(6, 6), model.requires_grad_(False))
-    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
-    loader, other = DataLoader(dataset(), batch_size=40), DataLoader(dataset(), batch_size=40)
-    given = other if mistake == "another loader" else loader
-    with (
-        caplog.at_level(logging.WARNING, "gradtrace"),
-        gradtrace(model, loader=given, directory=None) as trace,
-    ):
-        for x, y in loader:
-            loss_fn(trained(x), y).backward()
-            if mistake != "no step":
-                optimizer.step()
-            optimizer.zero_grad()
-    assert any(told in note.message for note in trace.notes), trace.notes
-    assert told in caplog.text
-
-
-def test_a_loss_that_is_not_positive_is_noted() -> None:
-    """Its spikes are not looked for, which is said once; a single zero is nothing to note."""
-    for shift, notes in ((0.0, 0), (-1e6, 1)):
-        model = nn.Linear(6, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        with gradtrace(model, directory=None) as trace:
-            for x, y in DataLoader(dataset(), batch_size=8):
-                (loss_fn(model(x), y) + shift).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-        assert len([note for note in trace.notes if "not above zero" in note.message]) == notes

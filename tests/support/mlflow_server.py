@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from patience import patience
+
 READY_WITHIN = 120.0
 
 
@@ -45,10 +47,10 @@ class MlflowServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + READY_WITHIN
+        deadline = time.monotonic() + patience(READY_WITHIN)
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{self.url}/health", timeout=2).close()
+                urllib.request.urlopen(f"{self.url}/health", timeout=patience(2)).close()
                 return
             time.sleep(0.1)
         self.kill()
@@ -93,7 +95,7 @@ class LossyProxy:
         # Closing alone does not wake a thread that waits in accept().
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
-        self._thread.join(10)
+        self._thread.join(patience(10))
 
     def _serve(self) -> None:
         while True:
@@ -102,7 +104,7 @@ class LossyProxy:
             except OSError:
                 return
             with client, contextlib.suppress(OSError):
-                client.settimeout(10)
+                client.settimeout(patience(10))
                 self._pass_on(client)
 
     def _pass_on(self, client: socket.socket) -> None:
@@ -116,7 +118,7 @@ class LossyProxy:
         line = lines[0].decode("latin-1")
         self._before(line)
         kept = re.sub(rb"(?i)\r\nconnection: *[^\r]*", b"", head) + b"\r\nConnection: close"
-        with socket.create_connection(("127.0.0.1", self._port), timeout=10) as server:
+        with socket.create_connection(("127.0.0.1", self._port), timeout=patience(10)) as server:
             server.sendall(kept + b"\r\n\r\n" + body)
             answer = b"".join(iter(lambda: server.recv(65536), b""))
         if self._lose(line):

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from patience import patience
 from prometheus_servers import eventually, free_port
 
 
@@ -76,7 +77,7 @@ def tap(folder: Path) -> Iterator[Tap]:
 
         def listens() -> bool:
             with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                socket.create_connection(("127.0.0.1", port), timeout=patience(1)).close()
                 return True
             return False
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from patience import patience
+
 T = TypeVar("T")
 
 
@@ -34,8 +36,8 @@ def free_port() -> int:
 
 
 def eventually(ask: Callable[[], T], within: float = 30.0) -> T:
-    """What `ask` returns as soon as that is true; fails after `within` seconds."""
-    until = time.monotonic() + within
+    """What `ask` returns as soon as that is true; fails after `within` seconds of patience."""
+    until = time.monotonic() + patience(within)
     while True:
         found = ask()
         if found or time.monotonic() > until:
@@ -47,7 +49,7 @@ def eventually(ask: Callable[[], T], within: float = 30.0) -> T:
 def get_json(url: str) -> Any:
     """The answer of a server, None while there is none."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=patience(10)) as answer:
             return json.loads(answer.read())
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return None
@@ -64,7 +66,7 @@ def server(command: Sequence[str | Path], folder: Path, ready: str) -> Iterator[
         def answers() -> bool:
             assert process.poll() is None, log.read_text(errors="replace")
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(ready, timeout=2).close()
+                urllib.request.urlopen(ready, timeout=patience(2)).close()
                 return True
             return False
 
@@ -85,7 +87,8 @@ class Prometheus:
         """The result of an instant query; fails when the server refuses it."""
         asked = urllib.parse.urlencode({"query": expr} | options)
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/query?{asked}", timeout=10) as answer:
+            url = f"{self.url}/api/v1/query?{asked}"
+            with urllib.request.urlopen(url, timeout=patience(10)) as answer:
                 data = json.loads(answer.read())
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{expr}: {error.read().decode()}") from error

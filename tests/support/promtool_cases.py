@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from patience import patience
 
 RUN = 'run="r",rank="0"'
 EVERY = 15
@@ -44,10 +45,12 @@ def verdict(
     series: Mapping[str, str],
     firing: Mapping[float, set[str]],
     notes: Mapping[tuple[float, str], Mapping[str, str]] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> str:
     """What promtool finds wrong with it; empty when just those alerts fire at those minutes.
 
-    `notes`: the annotations of some of them, by minute and name.
+    `notes`: the annotations of some of them, by minute and name; `labels`: theirs, beside run, rank
+    and severity.
     """
     (folder / "gradtrace.rules.yml").write_text(rules)
     severity = {
@@ -77,7 +80,8 @@ def verdict(
                         "alertname": name,
                         "exp_alerts": [
                             {
-                                "exp_labels": {"run": "r", "rank": "0", "severity": severity[name]},
+                                "exp_labels": {"run": "r", "rank": "0", "severity": severity[name]}
+                                | dict(labels or {}),
                                 "exp_annotations": dict(expected),
                             }
                         ],
@@ -90,6 +94,6 @@ def verdict(
     path = folder / "test.yml"
     path.write_text(yaml.safe_dump(test))
     done = subprocess.run(
-        ["promtool", "test", "rules", path], capture_output=True, text=True, timeout=60
+        ["promtool", "test", "rules", path], capture_output=True, text=True, timeout=patience(60)
     )
     return "" if done.returncode == 0 else done.stdout + done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from patience import patience
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,7 +39,8 @@ def train(
     during: Callable[[Trace, int], None] = lambda trace, step: None,
     **options: Any,
 ) -> tuple[nn.Module, Trace]:
-    """Trains under a trace; `during` is called after each step."""
+    """Trains under a trace, whose exporters have time; `during` is called after each step."""
+    options = {"close_timeout": patience(30.0)} | options
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from patience import patience
+
 
 class File:
     """What is found in a run's file."""
@@ -15,9 +17,8 @@ class File:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         tool = Path(sys.executable).with_name("wandb")
-        done = subprocess.run(
-            [tool, "leet", "inspect", "--json", path], capture_output=True, text=True, timeout=60
-        )
+        command: list[str | Path] = [tool, "leet", "inspect", "--json", path]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(60))
         assert done.returncode == 0, done.stderr
         self.records = [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from gradtrace.exporters._exposition import Exemplar, Family, Labels, Sample
 from gradtrace.metrics.layers import METRICS as LAYER_METRICS
 from gradtrace.metrics.layers import Layers, LayerSeries
 from gradtrace.metrics.modules import METRICS as MODULE_METRICS
 from gradtrace.metrics.modules import ModuleSeries
-from gradtrace.metrics.table import METRICS
+from gradtrace.metrics.table import METRICS, Metric
 from gradtrace.metrics.totals import Totals
 from gradtrace.records import Record, RunInfo, Spike, StepRecord
 
@@ -29,6 +29,54 @@ _ONCE = ("nonfinite_steps", "skipped_steps", "clipped_steps")
 """Steps that are counted; the newest one of each is told by an exemplar."""
 
 
+NO_BATCH = -1
+"""The index of the last spike's batch where none is to blame: a series that ends would let the
+index of an older spike stand for it, for as long as somebody looks back."""
+
+Form = TypeVar("Form")
+
+
+class Labels:
+    """Names and values of one series: one object as long as the series is shown.
+
+    It is hashed by identity, so that what a format makes of it can be kept cheaply: see `Forms`.
+    """
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self.pairs = tuple(pairs)
+
+
+class Forms(dict[Labels, Form]):
+    """What `make` makes of labels, once a series. All are forgotten when there are `most`."""
+
+    def __init__(self, make: Callable[[Labels], Form], *, most: int) -> None:
+        super().__init__()
+        self._make = make
+        self._most = most
+
+    def __missing__(self, labels: Labels) -> Form:
+        if len(self) >= self._most:  # the layers have changed again and again
+            self.clear()
+        made = self[labels] = self._make(labels)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """What a counter's newest increase was about; `time` in unix seconds."""
+
+    labels: Labels
+    value: float
+    time: float
+
+
+Sample = tuple[Labels, float, Exemplar | None]
+
+Family = tuple[Metric, Sequence[Sample]]
+
+
 @dataclass(frozen=True, slots=True)
 class _SpikeCount:
     total: int = 0
@@ -38,9 +86,9 @@ class _SpikeCount:
 class RunSamples:
     """Takes records in; gives the run's samples as they are now. Not for two threads at once.
 
-    `layers` as in `gradtrace.layerseries`. At most `max_series` series in all: layers beyond that
-    are left out, which is logged once. A layer's value that is measured on some steps only stays
-    until the next one, unless `keep` is False. Memory is bounded by the number of layers.
+    `layers` as in `gradtrace.metrics.layers`. At most `max_series` series in all: layers beyond
+    that are left out, which is logged once. A layer's value that is measured on some steps only
+    stays until the next one, unless `keep` is False. Memory is bounded by the number of layers.
     """
 
     def __init__(self, run: RunInfo, *, layers: Layers, max_series: int, keep: bool = True) -> None:
@@ -75,7 +123,7 @@ class RunSamples:
         elif isinstance(record, Spike):
             if record.duration == 1:
                 before = self._spikes.get(record.signal, _SpikeCount())
-                exemplar = _exemplar(record.step, spike_batch(record), record.time)
+                exemplar = _exemplar(record.step, blamed_batch(record), record.time)
                 self._spikes[record.signal] = _SpikeCount(before.total + 1, exemplar)
             # One that lasted is told again when others may have come.
             if self._last_spike is None or record.step >= self._last_spike.step:
@@ -151,7 +199,7 @@ class RunSamples:
         found: dict[str, list[Sample]] = {"gradtrace_steps_total": [(self._all, steps, None)]}
         if last is not None:
             found["gradtrace_last_step_timestamp_seconds"] = [(self._all, last.time, None)]
-            found |= self._place("gradtrace_last_step_batch_index", first_batch(last))
+            found |= self._place("step", None, first_batch(last))
             found["gradtrace_learning_rate"] = [
                 (self._labels(group=str(group)), lr, None) for group, lr in enumerate(last.lr)
             ]
@@ -164,28 +212,29 @@ class RunSamples:
         spike = self._last_spike
         if spike is None:
             return {}
-        return self._place("gradtrace_last_spike_step", spike.step) | self._place(
-            "gradtrace_last_spike_batch_index", spike_batch(spike)
-        )
+        batch = blamed_batch(spike)
+        return self._place("spike", spike.step, NO_BATCH if batch is None else batch)
 
     def _of_last_nonfinite(self) -> dict[str, list[Sample]]:
         record = self._last_nonfinite
-        if record is None:
-            return {}
-        return self._place("gradtrace_last_nonfinite_step", record.step) | self._place(
-            "gradtrace_last_nonfinite_batch_index", first_batch(record)
-        )
+        return {} if record is None else self._place("nonfinite", record.step, first_batch(record))
 
-    def _place(self, name: str, at: int | None) -> dict[str, list[Sample]]:
-        return {} if at is None else {name: [(self._all, at, None)]}
+    def _place(self, what: str, step: int | None, batch: int | None) -> dict[str, list[Sample]]:
+        places = {"step": step, "batch_index": batch}
+        return {
+            f"gradtrace_last_{what}_{name}": [(self._all, at, None)]
+            for name, at in places.items()
+            if at is not None
+        }
 
     def _of_layers(self, room: int) -> dict[str, list[Sample]]:
         total = sum(map(len, self._by_layer.values()))
         if total > room and not self._crowded:
             self._crowded = True
             logger.warning(
-                "exporter prometheus: %d series of layers are more than max_series=%d leaves room "
-                "for; the last ones are left out: choose fewer layers, or raise max_series",
+                "run %s has %d series of layers, more than max_series=%d leaves room for; the last "
+                "ones are left out: choose fewer layers, or raise max_series",
+                self._own[0][1],
                 total,
                 self._max_series,
             )
@@ -216,12 +265,9 @@ class RunSamples:
         return found
 
 
-def spike_batch(spike: Spike) -> int | None:
-    """The index of the batch to look at: that of the worst micro-batch, or the step's first."""
-    at = spike.micro_batch
-    if at is not None and at < len(spike.batches):
-        return spike.batches[at].batch_index
-    return spike.batches[0].batch_index if spike.batches else None
+def blamed_batch(spike: Spike) -> int | None:
+    """The index of the first batch that is held responsible; None where none is."""
+    return spike.blamed[0].batch_index if spike.blamed else None
 
 
 def first_batch(record: StepRecord) -> int | None:

@@ -1,13 +1,14 @@
-"""The Grafana dashboard, built with Grafana's own SDK.
+"""Writes the Grafana dashboard's JSON anew, with Grafana's own SDK: `python tools/dashboard.py`.
 
-Needs `grafana-foundation-sdk`, so it is imported by tools/make_dashboard.py and by a test only;
-what users get is the JSON that stands in templates/.
+Users get the JSON, which stands in the templates of gradtrace.monitoring; nothing in gradtrace
+needs `grafana-foundation-sdk`.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from grafana_foundation_sdk.builders import common as common_builders
@@ -15,6 +16,10 @@ from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.builders import prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common, dashboard
+
+from gradtrace.thresholds import CLIPPED_OFTEN
+
+TARGET = Path(__file__).parents[1] / "gradtrace/monitoring/templates/dashboard.json"
 
 DATASOURCE = "gradtrace-prometheus"
 OF = '{run=~"$run", rank=~"$rank"}'
@@ -122,7 +127,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Share of the last 100 steps that clipping changed. Near 1 it sets the learning "
                 "rate instead of catching outliers.",
                 "percentunit",
-                alarm=0.9,
+                alarm=CLIPPED_OFTEN,
             ),
             Panel(
                 "Clip coefficient",
@@ -164,7 +169,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Last spike: batch index",
                 _one(f"gradtrace_last_spike_batch_index{OF}"),
-                "The batch within its epoch.",
+                "The first that is blamed, within its epoch; -1 where no batch is to blame.",
                 kind="number",
             ),
         ),
@@ -315,3 +320,7 @@ def _panel(panel: Panel, number: int, place: Any) -> Any:
 
 def _datasource() -> Any:
     return dashboard.DataSourceRef(type_val="prometheus", uid=DATASOURCE)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(dashboard_json(), encoding="utf-8")

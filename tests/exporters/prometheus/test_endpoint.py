@@ -25,6 +25,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from patience import patience
 from prometheus_servers import eventually
 
 from gradtrace.exporters.prometheus.endpoint import Endpoint
@@ -96,7 +97,9 @@ def assert_free(port: int) -> None:
 
 
 def get(url: str, **headers: str) -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as got:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, headers=headers), timeout=patience(20)
+    ) as got:
         body: bytes = got.read()
         return body
 
@@ -104,7 +107,7 @@ def get(url: str, **headers: str) -> bytes:
 def status(url: str, method: str = "GET", **headers: str) -> int:
     request = urllib.request.Request(url, headers=headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=patience(20)) as answer:
             code: int = answer.status
             return code
     except urllib.error.HTTPError as error:
@@ -114,7 +117,7 @@ def status(url: str, method: str = "GET", **headers: str) -> int:
 
 def raw(port: int, request: bytes) -> bytes:
     """What comes back for these bytes until the other side closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=patience(20)) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
@@ -129,7 +132,7 @@ def scrapes() -> int:
 
 def is_closed(connection: socket.socket) -> bool:
     """Whether the other side ends the connection within 20 seconds."""
-    connection.settimeout(20)
+    connection.settimeout(patience(20))
     with contextlib.suppress(ConnectionError):
         while connection.recv(65536):
             pass
@@ -153,10 +156,10 @@ def test_the_page_is_served_and_the_port_is_free_after() -> None:
 def test_it_listens_on_this_machine_only() -> None:
     """Another address of this machine has nobody listening."""
     with serving() as endpoint, pytest.raises(OSError):
-        socket.create_connection(("127.0.0.2", endpoint.port), timeout=5)
+        socket.create_connection(("127.0.0.2", endpoint.port), timeout=patience(5))
     with serving(host="0.0.0.0") as endpoint:
         assert "127.0.0.1" in endpoint.url
-        socket.create_connection(("127.0.0.2", endpoint.port), timeout=5).close()
+        socket.create_connection(("127.0.0.2", endpoint.port), timeout=patience(5)).close()
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
@@ -204,7 +207,7 @@ def test_head_has_no_body() -> None:
 def test_the_client_closes_first() -> None:
     """A connection does not outlast its answer: its client is told to close, and waited for."""
     with serving() as endpoint:
-        connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=patience(20))
         connection.request("GET", "/metrics")
         answer = connection.getresponse()
         assert answer.read() == BODY and answer.getheader("Connection") == "close"
@@ -221,7 +224,7 @@ def test_slow_clients_hold_up_nobody() -> None:
         eventually(lambda: scrapes() == 8)
         began = time.monotonic()
         assert status(endpoint.url + "/nothing") == 404
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < patience(0.9)
         eventually(lambda: not scrapes(), 20)
 
 
@@ -238,7 +241,7 @@ def test_a_client_that_drips_is_cut_off() -> None:
                     with contextlib.suppress(TimeoutError):
                         if not connection.recv(1):
                             break
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < patience(10)
 
 
 def test_too_many_connections_cost_the_oldest() -> None:
@@ -271,21 +274,21 @@ def test_closing_may_wait_for_a_page_under_way() -> None:
 
     def page(accept: str) -> tuple[bytes, str]:
         making.set()
-        go_on.wait(20)
+        go_on.wait(patience(20))
         return BODY, "text/plain"
 
     endpoint = Endpoint(page, host="127.0.0.1", port=0)
     got: list[bytes] = []
     client = threading.Thread(target=lambda: got.append(get(endpoint.url)))
     client.start()
-    assert making.wait(20)
+    assert making.wait(patience(20))
     closing = threading.Thread(target=lambda: endpoint.close(patience=20))
     closing.start()
     closing.join(0.3)  # longer than closing takes where nothing is under way
     assert closing.is_alive()
     go_on.set()
-    client.join(20)
-    closing.join(20)
+    client.join(patience(20))
+    closing.join(patience(20))
     assert got == [BODY]
     assert_free(endpoint.port)
 
@@ -303,12 +306,12 @@ def test_closing_cuts_off_who_is_connected() -> None:
                 lambda: sum(t.name == "gradtrace-scrape" for t in threading.enumerate()) == 5
             )
             began = time.monotonic()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < patience(3)
 
 
 def wait_in_child(ready: Any, done: Any) -> None:
     ready.set()
-    done.wait(60)
+    done.wait(patience(60))
 
 
 def test_a_forked_child_does_not_keep_the_port() -> None:
@@ -321,7 +324,7 @@ def test_a_forked_child_does_not_keep_the_port() -> None:
             child = context.Process(target=wait_in_child, args=(ready, done))
             child.start()
             try:
-                assert ready.wait(60)
+                assert ready.wait(patience(60))
                 assert get(endpoint.url) == BODY
                 connected.sendall(b" /metrics HTTP/1.1\r\n\r\n")
                 assert b"200 OK" in connected.recv(100)
@@ -415,7 +418,7 @@ def test_tls_is_spoken(certificates: Path) -> None:
         with socket.create_connection(("127.0.0.1", endpoint.port)) as mute:
             assert raw(endpoint.port, b"GET /metrics HTTP/1.1\r\n\r\n").count(BODY) == 0
             with urllib.request.urlopen(
-                endpoint.url, context=client_context(certificates), timeout=20
+                endpoint.url, context=client_context(certificates), timeout=patience(20)
             ) as got:
                 assert got.read() == BODY
             assert is_closed(mute)
@@ -425,12 +428,12 @@ def test_clients_without_a_certificate_are_refused(certificates: Path) -> None:
     """With an authority for clients, those it vouches for get the page, others an alert."""
     with serving(tls=server_context(certificates, clients=True)) as endpoint:
         known = client_context(certificates, "client")
-        with urllib.request.urlopen(endpoint.url, context=known, timeout=20) as got:
+        with urllib.request.urlopen(endpoint.url, context=known, timeout=patience(20)) as got:
             assert got.read() == BODY
         for name in (None, "stranger"):
             with pytest.raises(OSError):
                 urllib.request.urlopen(
-                    endpoint.url, context=client_context(certificates, name), timeout=20
+                    endpoint.url, context=client_context(certificates, name), timeout=patience(20)
                 ).read()
 
 
