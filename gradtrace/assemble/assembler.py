@@ -112,8 +112,8 @@ def discard_of(lost: Lost, readable: bool) -> Discard:
 
 
 def _part(part: Part, refs: dict[int, BatchRef], readable: bool) -> MicroBatch:
-    loss = part.loss.number if part.loss is not None and readable else None
-    return MicroBatch(loss, batches=tuple([refs[id(batch)] for batch in part.batches]))
+    loss = part.loss.number * part.divisor if part.loss is not None and readable else None
+    return MicroBatch(loss, part.divisor, tuple([refs[id(batch)] for batch in part.batches]))
 
 
 def batch_ref(batch: Batch) -> BatchRef:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,10 +25,13 @@ class LossScales:
     def scaled(self, raw: Any, scaled: Any, by: Any) -> None:
         """`by.scale(raw)` returned `scaled`."""
         self._unclaimed = by
-        if isinstance(raw, Tensor) and isinstance(scaled, Tensor) and raw.dim() == 0:
-            self._scaled.append((weakref.ref(scaled), raw.detach().clone(), by))
+        if isinstance(raw, Tensor) and isinstance(scaled, Tensor) and raw.numel() == 1:
+            loss = raw.detach().clone().reshape(())
+            self._scaled.append((weakref.ref(scaled), loss, by))
 
-    def loss(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+    def loss(
+        self, outputs: Sequence[Any], weights: Sequence[Any]
+    ) -> tuple[Tensor | None, Tensor | None]:
         """The unscaled loss of a backward from `outputs`, and the scale that multiplied it."""
         used, self._unclaimed = self._unclaimed, None
         loss = None
@@ -37,7 +41,7 @@ class LossScales:
                     loss, used = raw, by
         scale = None if used is None else scaler.loss_scale(used)
         if loss is None:
-            loss = backward.loss_of(outputs)
+            loss = backward.loss_of(outputs, weights)
             if loss is not None and scale is not None:
                 loss = loss / scale  # a scaled loss that was changed further
         return loss, scale

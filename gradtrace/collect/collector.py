@@ -84,6 +84,10 @@ class Collector:
         self._in_closure = False
         self._scaler_steps = 0
         self._part_count = 0
+        self._divisor = 1.0
+        self._note = note
+        # A backward reached other parameters only, and no optimizer has used that yet.
+        self._foreign = False
         self._trainable = self._trained_now()
         self._shown: tuple[bytes, Positions] = (b"", np.empty(0, dtype=np.intp))
         self._on_open: list[Callable[[Due], None]] = []
@@ -107,11 +111,15 @@ class Collector:
             # The piece may be of the step before, and a step has all of its histograms or none.
             due = due._replace(gradients=True, histograms=True)
         self.open = Step(due)
+        self._accumulate()
+
+    def _accumulate(self) -> None:
+        """Module outputs, and gradients of optimizers inside the backward, from here on."""
         self.activations = self._parameters.accumulator()
         self.output_gradients = self._parameters.accumulator()
         self._loose = self._parameters.accumulator()
         for callback in self._on_open:
-            callback(due)
+            callback(self.open.due)
 
     @property
     def _before(self) -> Step | None:
@@ -144,14 +152,31 @@ class Collector:
             return
         logged |= {name: pending(value) for name, value in values.items()}
 
+    def divide(self, by: float) -> None:
+        """Losses that follow were divided by so much before their backward."""
+        self._divisor = by
+
     def zeroed(self) -> None:
         """A `zero_grad` returned."""
+        if not self.trainer.here():
+            return
         self._ledger.zeroed()
+        if self._ledger.alive:
+            # Gradients that nothing has used: the forward that led to them has been measured, the
+            # next one has not.
+            self._settle()
+            if not self._ledger.alive:
+                self._accumulate()
 
     def before_backward(self) -> Token:
         """A backward begins; the result is for `after_backward`."""
         if not self.trainer.here():
             return False
+        self._settle()
+        return True
+
+    def _settle(self) -> None:
+        """Takes note of what has happened to gradients since the last look."""
         changes = self._ledger.settle()
         gone = changes.dropped + changes.changed
         if gone:
@@ -160,7 +185,6 @@ class Collector:
             self._clipping.unclipped(gone)
         if changes.dropped:
             self._drop(changes.dropped, changes.lost)
-        return True
 
     def _drop(self, positions: Sequence[int], parts: list[Part]) -> None:
         """Gradients were thrown away, and with them what was read of them or done to them."""
@@ -172,18 +196,34 @@ class Collector:
             measured.divisor = None if self.open.scale is None else Pending(self.open.scale)
         if parts and not self._in_closure:
             self._discards.add(parts, measured)
+            if self._discards.many:
+                self._accumulate()  # what forwards that came to nothing have left does not pile up
 
-    def after_backward(self, token: Token, loss: Tensor | None, scale: Tensor | None) -> None:
-        """A backward ended. `loss` is a copy of the unscaled loss, `scale` what multiplied it."""
+    def after_backward(self, token: Token, loss: Tensor | None, scale: Tensor | None) -> bool:
+        """A backward ended; whether it reached watched parameters.
+
+        `loss` is a copy of the unscaled loss, `scale` what multiplied it.
+        """
         if not token:
-            return
-        part = Part(self._part_count, None if loss is None else Pending(loss))
+            return False
+        if self._foreign and loss is not None:
+            loss = None
+            self._note(
+                "loss",
+                "a backward that reached no parameter of this model ran before one that did, and "
+                "nothing has used it yet: which of them started from the loss cannot be told, so "
+                "such steps have none; say what it is with trace.log(loss=...)",
+            )
+        part = Part(
+            self._part_count, None if loss is None else Pending(loss), divisor=self._divisor
+        )
         written = self._ledger.written(part)
         if not written and not self._moved_in_backward and self._parameters.refresh():
             written = self._ledger.found(part)  # they were replaced by new ones
         if not written and not self._moved_in_backward:
             self.others += 1
-            return  # another model's
+            self._foreign = True
+            return False  # another model's
         self._part_count += 1
         self.backwards += 1
         part.batches = tuple(self.open.batches)
@@ -196,11 +236,12 @@ class Collector:
             self._reader.scaled(written)
         if self._moved_in_backward:
             self._after_moving_backward(part, written)
-            return
+            return True
         if self._eager:
             self._read(written)
         if self._manual and self.open.due.updates:
             self._measuring.before_update(self.open, -1, written)
+        return True
 
     def _after_moving_backward(self, part: Part, written: list[int]) -> None:
         """Optimizers have stepped inside the backward; another may use the rest of it."""
@@ -272,7 +313,11 @@ class Collector:
     def before_step(self, optimizer: Optimizer, *, closure: bool, in_backward: bool) -> bool:
         """The outermost `step` of an optimizer begins; whether it is one of ours."""
         positions = self._owners.positions_of(optimizer)
-        if not positions or not self.trainer.trains():
+        if not positions:
+            if self.trainer.here():
+                self._foreign = False
+            return False
+        if not self.trainer.trains():
             return False
         self._ledger.grow()
         if not closure:
@@ -358,6 +403,7 @@ class Collector:
         """The gradients at these positions have been used: what led to them is this step's."""
         parts = self._ledger.use(positions)
         parts, lost = self._discards.settle(parts, hand_made=not parts)
+        self._foreign = False
         self.open.parts += parts
         self.open.lost += lost
         self._reader.gone(positions)

@@ -56,6 +56,11 @@ class Discards:
         if len(self._lost) < MOST:
             self._lost.append(lost)
 
+    @property
+    def many(self) -> bool:
+        """Whether more was thrown away since the last step than is remembered."""
+        return len(self._lost) >= MOST
+
     def settle(self, parts: list[Part], *, hand_made: bool) -> tuple[list[Part], list[Lost]]:
         """The parts of a step that used `parts`, and what was lost before it.
 

@@ -57,6 +57,7 @@ class Ledger:
         self._refs: list[weakref.ref[Tensor] | None] = []
         self._versions: list[int] = []
         self._zeroed = False
+        self._unused = 0
         self.grow()
         self.settle()
 
@@ -75,6 +76,7 @@ class Ledger:
                 account, self._accounts[i] = self._accounts[i], None
                 if account is not None:
                     account.holders -= 1
+                    self._unused -= not account.used
             self.known(replaced)
             self._parameters.replaced = set()
 
@@ -117,6 +119,7 @@ class Ledger:
         self._accounts[position] = None
         account.holders -= 1
         if not account.used:
+            self._unused -= 1
             changes.dropped.append(position)
             if not account.holders:
                 changes.lost += [part for part in account.parts if not part.used]
@@ -143,6 +146,8 @@ class Ledger:
                 after = sums[before] = Account((*old, part))
             if before is not None:
                 before.holders -= 1
+            if before is None or before.used:
+                self._unused += 1
             after.holders += 1
             self._accounts[i] = after
         return positions
@@ -158,6 +163,7 @@ class Ledger:
         for i in positions:
             self._accounts[i] = account
             account.holders += 1
+        self._unused += len(positions)
         return positions
 
     def touched(self, positions: Iterable[int]) -> list[int]:
@@ -212,6 +218,7 @@ class Ledger:
                 mine.used = True
             account.holders -= 1
             mine.holders += 1
+            self._unused -= 1
             self._accounts[i] = mine
         for part in parts:
             part.used = True
@@ -229,7 +236,7 @@ class Ledger:
     @property
     def alive(self) -> bool:
         """Whether any gradient waits to be used."""
-        return any(a is not None and not a.used for a in self._accounts)
+        return self._unused > 0
 
 
 def _is_zero(grad: Tensor) -> bool:

@@ -153,13 +153,19 @@ class Observer:
 
     # -- losses ---
 
-    def _before_backward(self, outputs: tuple[Tensor, ...]) -> Any:
+    def _before_backward(self, outputs: Sequence[Any]) -> Any:
         return self._collector.before_backward()
 
-    def _after_backward(self, outputs: tuple[Tensor, ...], token: Any) -> None:
+    def _after_backward(self, outputs: Sequence[Any], weights: Sequence[Any], token: Any) -> None:
         if token:
-            loss, scale = self._losses.loss(outputs)
-            self._collector.after_backward(token, loss, scale)
+            loss, scale = self._losses.loss(outputs, weights)
+            ours = self._collector.after_backward(token, loss, scale)
+            if ours and loss is None:
+                self._note(
+                    "loss",
+                    f"a backward started from {backward.described(outputs)}, which shows no loss: "
+                    "such steps have none; say what it is with trace.log(loss=...)",
+                )
 
     # -- clipping ---
 

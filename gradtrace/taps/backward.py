@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +15,11 @@ from gradtrace.taps.patches import Function, Observers, Target, attribute
 class BackwardObserver(Protocol):
     """Told of every outermost backward that accumulates gradients."""
 
-    def before_backward(self, outputs: tuple[Tensor, ...]) -> Any:
+    def before_backward(self, outputs: Sequence[Any]) -> Any:
         """The result goes to `after_backward`."""
 
-    def after_backward(self, outputs: tuple[Tensor, ...], token: Any) -> None:
-        """Not called when the backward raised."""
+    def after_backward(self, outputs: Sequence[Any], weights: Sequence[Any], token: Any) -> None:
+        """Not called when the backward raised; `weights` are the gradients it started with."""
 
 
 def in_backward() -> bool:
@@ -47,31 +48,49 @@ def _wrap(original: Function, observers: Observers) -> Function:
             or in_backward()
         ):
             return original(t_outputs, *args, **kwargs)
+        weights = args[0] if args and isinstance(args[0], (tuple, list)) else ()
         tokens = [observer.before_backward(t_outputs) for observer in watching]
         result = original(t_outputs, *args, **kwargs)
         for observer, token in zip(watching, tokens, strict=True):
-            observer.after_backward(t_outputs, token)
+            observer.after_backward(t_outputs, weights, token)
         return result
 
     return _engine_run_backward
 
 
-def loss_of(outputs: tuple[Tensor, ...]) -> Tensor | None:
-    """A copy of the scalar that a backward started from; several scalars are added.
+def loss_of(outputs: Sequence[Any], weights: Sequence[Any] = ()) -> Tensor | None:
+    """A copy of the value that a backward started from: the sum of outputs of one element each.
 
-    None when any output is no scalar: what is minimised is then not among the outputs; nor where
-    a scalar is made of several tensors, as no one else knows how they make one value.
+    `weights` are what the outputs' gradients were given as, None for 1: they multiply. None when an
+    output has several elements or is a GradientEdge: what is minimised is then not among the
+    outputs; nor where a value is made of several tensors, as no one else knows how they make one.
     """
-    if not outputs or any(output.dim() for output in outputs):
+    if not outputs or not all(isinstance(one, Tensor) and one.numel() == 1 for one in outputs):
         return None
-    scalars = [_whole(output.detach()) for output in outputs]
     with torch.no_grad():
         loss: Tensor | None = None
-        for scalar in scalars:
-            if scalar is None:
+        for place, output in enumerate(outputs):
+            value = _whole(output.detach())
+            if value is None:
                 return None
-            loss = scalar.clone() if loss is None else loss + scalar
+            value = value.reshape(())
+            weight = weights[place] if place < len(weights) else None
+            if isinstance(weight, Tensor):
+                known = _whole(weight.detach())
+                if known is None:
+                    return None
+                value = value * known.reshape(())
+            loss = value.clone() if loss is None else loss + value
     return loss
+
+
+def described(outputs: Sequence[Any]) -> str:
+    """What a backward started from, in words."""
+    strange = [one for one in outputs if not isinstance(one, Tensor)]
+    if strange:
+        return f"a {type(strange[0]).__name__}"
+    shapes = ", ".join(str(tuple(one.shape)) for one in outputs[:3])
+    return f"tensors of shape {shapes}" if len(outputs) > 1 else f"a tensor of shape {shapes}"
 
 
 def _whole(scalar: Tensor) -> Tensor | None:

@@ -37,6 +37,17 @@ def scaler_targets() -> Iterator[tuple[str, Target | AttributeError]]:
             yield f"GradScaler.{name}", attribute(cls, name, wrap)
         except AttributeError as error:
             yield f"GradScaler.{name}", error
+    for below in _subclasses(cls):  # such as FSDP's, which scale and unscale in their own way
+        for name, wrap in (("scale", _wrap_scale), ("unscale_", _wrap_unscale)):
+            if name in vars(below):
+                yield f"{below.__name__}.{name}", attribute(below, name, wrap)
+
+
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
+    below: type[Any]
+    for below in cls.__subclasses__():
+        yield below
+        yield from _subclasses(below)
 
 
 def loss_scale(scaler: Any) -> Tensor | None:
