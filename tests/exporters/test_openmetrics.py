@@ -146,6 +146,11 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "f").read_text() == "old"
 
 
+def test_it_is_told_to_want_the_whole_run() -> None:
+    """There is no cursor for a file that is made anew each time: the attribute says so."""
+    assert OpenMetricsExporter("f").whole is True
+
+
 def test_a_run_without_steps_is_a_valid_file(tmp_path: Path) -> None:
     """An empty run makes an empty file that importers take."""
     exporter = OpenMetricsExporter(tmp_path / "f")
