@@ -18,7 +18,7 @@ from gradtrace import load_run
 from gradtrace.exporters import OpenMetricsExporter
 from gradtrace.pipeline.send import deliver
 from gradtrace.records import RunInfo, Spike, StepRecord
-from gradtrace.runlog import Backlog
+from gradtrace.runlog.backlog import Backlog
 
 
 def info(name: str = "run") -> RunInfo:

@@ -21,7 +21,7 @@ from gradtrace import Sampling, Spike, load_run
 from gradtrace.exporters import TensorBoardExporter
 from gradtrace.pipeline.send import deliver
 from gradtrace.records import BatchRef, RunInfo, StepRecord
-from gradtrace.runlog import Backlog
+from gradtrace.runlog.backlog import Backlog
 from gradtrace.testing import MemoryBacklog
 
 
