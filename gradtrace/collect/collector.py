@@ -88,10 +88,10 @@ class Collector:
         callback(self.open.due)
 
     def _begin(self, step: int) -> None:
-        due = self._schedule.due(step)
-        if self._waiting is not None and self._waiting.due.histograms:
-            # The piece may be of the step before, and a step has all of its histograms or none.
-            due = due._replace(gradients=True, histograms=True)
+        due = self._due = self._schedule.due(step)
+        if self._waiting is not None:
+            # The piece may be of the step before, and what is due is measured in all of a step.
+            due = Due(*(one or other for one, other in zip(due, self._waiting.due, strict=True)))
         self.open = Step(due)
         self.activations = self._parameters.accumulator()
         self.output_gradients = self._parameters.accumulator()
@@ -269,6 +269,7 @@ class Collector:
         self._waiting = None
         if self._rounds.has_stepped(optimizer, waiting.stepped):
             self._seal(waiting)
+            self.open.narrow(self._due)
         else:
             waiting.absorb(self.open)
             self.open = waiting
@@ -288,7 +289,7 @@ class Collector:
             ("output_gradients", self.output_gradients),
             ("gradients", self._loose),
         ):
-            if accumulator:
+            if accumulator and piece.asks_for(table):
                 piece.tables.append((table, [accumulator.reading()]))
         self._reader.next_step()
         if complete or self._rounds.complete(piece.stepped) or self._moved_all(piece):

@@ -61,6 +61,16 @@ class Part:
     batches: tuple[Batch, ...]
 
 
+_DUE = {
+    "gradients": "gradients",
+    "activations": "activations",
+    "output_gradients": "activations",
+    "weights": "updates",
+    "updates": "updates",
+}
+"""What of `Due` asks for a table."""
+
+
 @dataclass(slots=True)
 class Step:
     """Mutable; one thread at a time."""
@@ -120,8 +130,21 @@ class Step:
         self.histograms = [one for one in self.histograms if not one[0] <= new]
         self.histograms.append((new, readings))
 
+    def asks_for(self, table: str) -> bool:
+        """Whether this step measures what a table tells."""
+        asked: bool = getattr(self.due, _DUE[table])
+        return asked
+
+    def narrow(self, due: Due) -> None:
+        """Lets go of what `due` does not ask for: a piece may have measured for either of two."""
+        self.due = due
+        self.tables = [(table, readings) for table, readings in self.tables if self.asks_for(table)]
+        if not due.histograms:
+            self.histograms = []
+
     def absorb(self, later: Step) -> None:
         """Takes over what a later piece of the same step holds."""
+        later.narrow(self.due)
         self.parts += later.parts
         # What lay between the two pieces is the first one's, and nobody's loss.
         self.claimed = len(self.batches) + later.claimed
