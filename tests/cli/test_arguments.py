@@ -25,7 +25,7 @@ def test_a_path_comes_before_a_name(runs: Path) -> None:
 
 def test_what_is_no_run_is_wrong_usage(runs: Path) -> None:
     """A name that is nothing says where it was looked for, and which command lists runs."""
-    with pytest.raises(typer.BadParameter, match="no run 'large'.*`gradtrace runs` lists them"):
+    with pytest.raises(typer.BadParameter, match=r"no run 'large'.*`gradtrace runs` lists them"):
         load("large")
 
 
