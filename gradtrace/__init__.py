@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         Spike,
         StepRecord,
     )
-    from gradtrace.runlog import Run, load_run
+    from gradtrace.runlog.reader import Run, load_run
     from gradtrace.sampling import Sampling
     from gradtrace.session.trace import Trace, gradtrace
 
@@ -86,7 +86,7 @@ _WHERE = {
     "gradtrace.attribution.suspects": ("SuspectSample", "Suspects"),
     "gradtrace.detect.spikes.detector": ("find_spikes",),
     "gradtrace.detect.spikes.rule": ("SpikeRule",),
-    "gradtrace.runlog": ("Run", "load_run"),
+    "gradtrace.runlog.reader": ("Run", "load_run"),
     "gradtrace.sampling": ("Sampling",),
     "gradtrace.session.trace": ("Trace", "gradtrace"),
 }

@@ -188,7 +188,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradtrace.runlog import Run
+from gradtrace.runlog.reader import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

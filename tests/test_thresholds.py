@@ -16,7 +16,9 @@ from gradtrace.metrics.run_summary import RunTotals
 from gradtrace.monitoring.rules import rules
 from gradtrace.records import Clip, RunInfo, StepRecord
 from gradtrace.report.summary import summarize
-from gradtrace.runlog import RunLog, create_run_directory, load_run
+from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.reader import load_run
+from gradtrace.runlog.writer import RunLog
 from gradtrace.thresholds import (
     CLIPPED_OFTEN,
     NORMS_KEPT,

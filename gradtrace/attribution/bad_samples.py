@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from gradtrace.attribution.suspects import read_suspects
 from gradtrace.detect.spikes.detector import latest_spikes
 from gradtrace.records import SampleId, Spike
-from gradtrace.runlog import Run, load_run
+from gradtrace.runlog.reader import Run, load_run
 
 LEAST_VISITS = 2
 CALM_VISITS = 0.2

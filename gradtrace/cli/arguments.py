@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gradtrace.runlog import Run
+    from gradtrace.runlog.reader import Run
 
 RUNS = Path("gradtrace-runs")
 
@@ -19,7 +19,7 @@ RunArgument = Annotated[
 
 def load(name: str) -> Run:
     """The run of that path or name below `gradtrace-runs`. Raises BadParameter for none."""
-    from gradtrace.runlog import load_run
+    from gradtrace.runlog.reader import load_run
 
     for path in (Path(name), RUNS / name):
         if path.is_dir():

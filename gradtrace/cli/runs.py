@@ -19,7 +19,7 @@ def runs(
             f"no directory {str(directory)!r} here: name the one the runs were written to",
             param_hint="DIRECTORY",
         )
-    from gradtrace.runlog import list_runs
+    from gradtrace.runlog.status import list_runs
 
     found = list_runs(directory)
     if not found:

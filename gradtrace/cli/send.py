@@ -12,7 +12,7 @@ from gradtrace.cli.arguments import RunArgument, failed, load
 
 if TYPE_CHECKING:
     from gradtrace.records import RunInfo
-    from gradtrace.runlog import Run
+    from gradtrace.runlog.reader import Run
 
 
 def send(
@@ -39,7 +39,7 @@ def send(
     """
     from gradtrace.exporter import make_exporter
     from gradtrace.pipeline.send import deliver
-    from gradtrace.runlog import Backlog
+    from gradtrace.runlog.backlog import Backlog
 
     found = load(run)
     if found.status == "running":

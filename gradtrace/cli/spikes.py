@@ -11,7 +11,7 @@ from gradtrace.cli.arguments import RunArgument, failed, load
 
 if TYPE_CHECKING:
     from gradtrace.records import Spike
-    from gradtrace.runlog import Run
+    from gradtrace.runlog.reader import Run
 
 
 def spikes(

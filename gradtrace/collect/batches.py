@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +18,19 @@ class Batches:
         self, sample_ids: Callable[[Any], Any] | None, note: Callable[[str, str], None]
     ) -> None:
         self._sample_ids = None if sample_ids is None else SampleIds(sample_ids, note)
-        self._epochs: dict[int, int] = {}
+        # By id: how many iterations there were, and what ends the entry together with the loader,
+        # for another one may get its id. A list cannot be watched.
+        self._epochs: dict[int, tuple[int, weakref.ref[Any] | None]] = {}
         self.count = 0
 
     def epoch(self, loader: Any) -> int:
         """The number of iterations over this loader before the one that begins."""
-        number = self._epochs.get(id(loader), 0)
-        self._epochs[id(loader)] = number + 1
+        key = id(loader)
+        number, watch = self._epochs.get(key, (0, None))
+        if watch is None:
+            with contextlib.suppress(TypeError):
+                watch = weakref.ref(loader, lambda _: self._epochs.pop(key, None))
+        self._epochs[key] = (number + 1, watch)
         return number
 
     def delivered(self, epoch: int, batch_index: int, indices: Any, data: Any) -> Batch:

@@ -106,10 +106,10 @@ class Collector:
         callback(self.open.due)
 
     def _begin(self) -> None:
-        due = self._schedule.due(self._schedule.step + len(self._pieces))
-        if self._pieces and self._pieces[-1].step.due.histograms:
-            # The piece may be of the step before, and a step has all of its histograms or none.
-            due = due._replace(gradients=True, histograms=True)
+        self._own = due = self._schedule.due(self._schedule.step + len(self._pieces))
+        for piece in self._pieces:
+            # The open piece may be of their step, and what is due is measured in all of a step.
+            due = Due(*(one or other for one, other in zip(due, piece.own, strict=True)))
         self.open = Step(due)
         self._accumulate()
 
@@ -386,10 +386,12 @@ class Collector:
         last = self._pieces[-1].step
         if self._rounds.over(optimizer, self._pieces):
             self._close(optimizer)
+            self._own = self._schedule.due(self._schedule.step)
+            self.open.narrow(self._own)
         elif shared and any(part.number in shared for part in last.parts):
             last.absorb(self.open)  # gradients of the same backward
             self.open = last
-            self._pieces.pop()
+            self._own = self._pieces.pop().own
 
     def _stepped(self, optimizer: Optimizer, positions: Sequence[int]) -> None:
         self._use(positions)
@@ -417,9 +419,9 @@ class Collector:
             ("output_gradients", self.output_gradients),
             ("gradients", self._loose),
         ):
-            if accumulator:
+            if accumulator and step.asks_for(table):
                 step.tables.append((table, [accumulator.reading()]))
-        self._pieces.append(Piece(step))
+        self._pieces.append(Piece(step, self._own))
         if complete or (not self._manual and self._rounds.complete(self._pieces, self._moved_all)):
             self._close()
         self._begin()

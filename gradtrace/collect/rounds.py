@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from gradtrace.handover.step import Step
+from gradtrace.sampling import Due
 
 # An optimizer that has not stepped for so many rounds is no longer waited for.
 _FORGET_AFTER = 1000
@@ -19,6 +20,8 @@ class Piece:
     """What one use of gradients has made; one or several of them are a step."""
 
     step: Step
+    own: Due
+    """What is due in it if it is a step of its own."""
 
     def has(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer has stepped in it."""
@@ -68,8 +71,11 @@ class Rounds:
         if self._after is None and trigger is not None and len(pieces) > 1:
             self._together = not pieces[-1].has(trigger)
         if self._after is None and len(pieces) > 1 and not self._together:
+            for piece in pieces:
+                piece.step.narrow(piece.own)
             return [piece.step for piece in pieces]
         first = pieces[0].step
+        first.narrow(pieces[0].own)
         for piece in pieces[1:]:
             first.absorb(piece.step)
         return [first]

@@ -23,7 +23,7 @@ from gradtrace.exporter import Exporter
 from gradtrace.records import Spike
 from gradtrace.report.summary import summarize
 from gradtrace.report.terminal import number, print_summary
-from gradtrace.runlog import load_run
+from gradtrace.runlog.reader import load_run
 from gradtrace.session.trace import Trace
 
 STEPS = 500

@@ -18,6 +18,15 @@ from gradtrace.measure.rows import Positions
 from gradtrace.records import ClipKind
 from gradtrace.sampling import Due
 
+_DUE = {
+    "gradients": "gradients",
+    "activations": "activations",
+    "output_gradients": "activations",
+    "weights": "updates",
+    "updates": "updates",
+}
+"""What of `Due` asks for a table."""
+
 
 @dataclass(slots=True)
 class ClipCall:
@@ -143,6 +152,21 @@ class Step:
         self.histograms = [one for one in self.histograms if not one[0] <= new]
         self.histograms.append((new, readings))
 
+    def asks_for(self, table: str) -> bool:
+        """Whether this step measures what a table tells."""
+        asked: bool = getattr(self.due, _DUE[table])
+        return asked
+
+    def narrow(self, due: Due) -> None:
+        """Lets go of what `due` does not ask for: a piece may have measured for either of two."""
+        self.due = due
+        kept = [self.asks_for(table) for table, _ in self.tables]
+        if not all(kept):
+            self.void = [(sum(kept[:at]), gone) for at, gone in self.void]
+            self.tables = [one for one, keep in zip(self.tables, kept, strict=True) if keep]
+        if not due.histograms:
+            self.histograms = []
+
     def forget(self, positions: Iterable[int]) -> None:
         """The gradients at these positions were thrown away: what was read of them is void."""
         gone = frozenset(positions)
@@ -159,6 +183,7 @@ class Step:
 
     def absorb(self, later: Step) -> None:
         """Takes over what a later piece of the same step holds."""
+        later.narrow(self.due)
         known = {part.number for part in self.parts}
         self.parts += [part for part in later.parts if part.number not in known]
         self.batches += later.batches

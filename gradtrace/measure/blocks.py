@@ -17,18 +17,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.measure.reading import Reading
-from gradtrace.measure.rows import (
-    ABS,
-    BAD,
-    MAX,
-    MIN,
-    NONZERO,
-    NORM,
-    ROW,
-    SUM,
-    N,
-    Positions,
-)
+from gradtrace.measure.rows import ABS, BAD, MAX, MIN, NONZERO, NORM, ROW, SUM, N, Positions
 from gradtrace.records import Array
 
 WIDTH = 256

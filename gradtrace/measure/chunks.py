@@ -18,18 +18,7 @@ from torch import Tensor
 
 from gradtrace.measure.flat import flatten, stored
 from gradtrace.measure.reading import Reading
-from gradtrace.measure.rows import (
-    ABS,
-    BAD,
-    MAX,
-    MIN,
-    NONZERO,
-    NORM,
-    ROW,
-    SUM,
-    N,
-    Positions,
-)
+from gradtrace.measure.rows import ABS, BAD, MAX, MIN, NONZERO, NORM, ROW, SUM, N, Positions
 from gradtrace.records import Array
 
 CHUNK = 1 << 20

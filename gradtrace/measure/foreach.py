@@ -17,18 +17,7 @@ from torch import Tensor
 
 from gradtrace.measure.flat import flatten
 from gradtrace.measure.reading import Reading
-from gradtrace.measure.rows import (
-    ABS,
-    BAD,
-    MAX,
-    MIN,
-    NONZERO,
-    NORM,
-    ROW,
-    SUM,
-    N,
-    Positions,
-)
+from gradtrace.measure.rows import ABS, BAD, MAX, MIN, NONZERO, NORM, ROW, SUM, N, Positions
 from gradtrace.records import Array
 
 PIECE = 1 << 24

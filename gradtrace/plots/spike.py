@@ -23,8 +23,8 @@ from gradtrace.plots.style import (
     short,
 )
 from gradtrace.records import Array, Spike
-from gradtrace.runlog import Run
 from gradtrace.runlog.arrays import as_numpy
+from gradtrace.runlog.reader import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

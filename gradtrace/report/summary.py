@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from gradtrace.detect.clipping import clipped_norms
 from gradtrace.records import Array
-from gradtrace.runlog import Run
 from gradtrace.runlog.arrays import as_numpy, is_seen
+from gradtrace.runlog.reader import Run
 from gradtrace.thresholds import (
     ORDINARY_PERCENTILE,
     SUGGESTED_PERCENTILE,

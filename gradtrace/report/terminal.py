@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradtrace.report.summary import Summary
-from gradtrace.runlog import RunSummary
+if TYPE_CHECKING:  # a list of runs is printed without what sums them up
+    from gradtrace.report.summary import Summary
+    from gradtrace.runlog.status import RunSummary
 
 LAYERS = 10
 

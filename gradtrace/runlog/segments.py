@@ -99,17 +99,20 @@ def _conform(batch: Any, table: str) -> Any | None:
         batch.validate(full=True)
         columns = batch.columns
         if not batch.schema.equals(schema):
-            columns = [
-                batch.column(field.name).cast(field.type)
-                if field.name in batch.schema.names
-                else pa.nulls(batch.num_rows, field.type)
-                for field in schema
-            ]
+            columns = [_column(batch, field) for field in schema]
     except _UNREADABLE:
         return None
     if columns[0].null_count or not batch.num_rows:
         return None
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _column(batch: Any, field: Any) -> Any:
+    """A column as this version has it; casting loads Arrow's kernels, which takes a while."""
+    if field.name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, field.type)
+    column = batch.column(field.name)
+    return column if column.type == field.type else column.cast(field.type)
 
 
 def segments(directory: Path, table: str) -> list[tuple[int, Path]]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from gradtrace.detect.spikes.rule import SpikeRule
 from gradtrace.exporter import Exporter, resolve_exporters
 from gradtrace.records import Spike
-from gradtrace.runlog import check_run_name, refuse_taken
+from gradtrace.runlog.directory import check_run_name, refuse_taken
 from gradtrace.sampling import Sampling
 from gradtrace.session import checks
 from gradtrace.session.describe import new_run_name, rank_and_world

@@ -27,7 +27,9 @@ from gradtrace.measure.histograms import PER_LAYER
 from gradtrace.measure.parameters import Parameters
 from gradtrace.pipeline.delivery import Delivery
 from gradtrace.records import Record, RunInfo, Spike, StepRecord
-from gradtrace.runlog import Backlog, RunLog, create_run_directory
+from gradtrace.runlog.backlog import Backlog
+from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.writer import RunLog
 from gradtrace.session.describe import (
     describe_modules,
     describe_parameters,

@@ -16,7 +16,9 @@ from gradtrace.attribution.bad_samples import find_bad
 from gradtrace.attribution.skip import read_bad
 from gradtrace.attribution.suspects import Suspects, SuspectSample, save_suspects
 from gradtrace.records import Event
-from gradtrace.runlog import Run, RunLog, create_run_directory
+from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.reader import Run
+from gradtrace.runlog.writer import RunLog
 
 
 def recorded(directory: Path, steps: Sequence[StepRecord], events: Sequence[Event]) -> Run:

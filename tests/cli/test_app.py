@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from command_line import run
 
+from gradtrace import cli
+
 HEAVY = ("matplotlib", "mlflow", "pandas", "sklearn", "tensorboard", "torch", "wandb")
 RECORDED = Path(__file__).parents[1] / "data" / "before-the-move"
 
@@ -110,3 +112,11 @@ def test_the_module_is_the_command() -> None:
         timeout=120,
     )
     assert done.returncode == 0 and done.stdout.startswith("gradtrace ")
+
+
+def test_the_commands_know_no_exporter_by_name() -> None:
+    """No command imports an exporter: each is made by its entry point."""
+    files = list(Path(cli.__file__).parent.glob("*.py"))
+    assert len(files) > 5
+    for path in files:
+        assert "gradtrace.exporters" not in path.read_text(encoding="utf-8"), path.name

@@ -71,7 +71,7 @@ def test_send_to_a_file_for_prometheus(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["openmetrics"], ["console", "file"], ["mlflow-2", "file"], ["nowhere"]]
+    "arguments", [["openmetrics"], ["console", "file"], ["prometheus-2", "9464"], ["nowhere"]]
 )
 def test_send_says_what_is_wrong(runs: Path, arguments: list[str]) -> None:
     """A path that is missing or not wanted, and an unknown name, are usage errors."""

@@ -11,6 +11,7 @@ from random_loops import Shape, run
 from torch import Tensor, nn
 
 from gradtrace.handover.step import LateLog, Step
+from gradtrace.sampling import Sampling
 
 SHAPES = {
     "one optimizer": Shape(),
@@ -217,3 +218,42 @@ def test_a_learning_rate_that_is_a_tensor_is_of_its_step() -> None:
         driven.step(optimizer)
         rate *= 0.5
     assert [record.lr for record in driven.records()] == [(0.5,), (0.25,)]
+
+
+SPARSE = Sampling(gradients=3, activations=3, updates=3, histograms=3, first=0)
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_both_halves_of_a_round_measure_the_same(unknown: bool) -> None:
+    """Two optimizers in turn: what is due is measured in both pieces of its step, or in none."""
+    model, optimizers = two()
+    if unknown:  # a layer that no optimizer holds: a round ends when the next one begins
+        model.append(nn.Linear(3, 3))
+    driven = Driven(model, SPARSE)
+    driven.collector.module_names += ["first", "second"]
+    truth = []
+    for _ in range(8):
+        model.zero_grad()
+        norms = []
+        for at, (half, optimizer) in enumerate(zip(model, optimizers, strict=False)):
+            due: bool = driven.collector.open.due.activations
+            if due:  # as the module tap does, which is armed by what is due
+                driven.collector.activations.add(at, torch.ones(3))
+            driven.backward(loss_of(half, 100.0))
+            norms += [float(p.grad.norm()) for p in half.parameters() if p.grad is not None]
+            driven.clip_norm(0.5, list(half.parameters()))
+            driven.step(optimizer)
+        truth.append(math.hypot(*norms))
+    driven.collector.finish()
+    records = driven.records()
+    assert len(records) == 8
+    for record, norm in zip(records, truth, strict=True):
+        tables = (record.activations, record.weights, record.updates, record.gradients)
+        if record.step % 3:
+            assert tables == (None,) * 4 and record.histograms is None, record.step
+            assert record.grad_norm is None
+        else:
+            assert record.activations is not None and len(record.activations.names) == 2
+            assert record.grad_norm == pytest.approx(norm, rel=1e-5), record.step
+            assert all(table is not None for table in tables)
+            assert record.histograms is not None and len(record.histograms.names) == 4

@@ -12,7 +12,7 @@ from gradtrace.demo import run_demo
 from gradtrace.demo.documents import Documents
 from gradtrace.demo.training import Size
 from gradtrace.records import StepRecord
-from gradtrace.runlog import load_run
+from gradtrace.runlog.reader import load_run
 
 SMALL = Size(documents=960, width=64, depth=1, batch=8)
 TINY = Size(documents=960, width=64, depth=2, batch=4)

@@ -18,7 +18,7 @@ from gradtrace import load_run
 from gradtrace.exporters import OpenMetricsExporter
 from gradtrace.pipeline.send import deliver
 from gradtrace.records import RunInfo, Spike, StepRecord
-from gradtrace.runlog import Backlog
+from gradtrace.runlog.backlog import Backlog
 
 
 def info(name: str = "run") -> RunInfo:
@@ -144,6 +144,11 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     exporter.close()
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert (tmp_path / "f").read_text() == "old"
+
+
+def test_it_is_told_to_want_the_whole_run() -> None:
+    """There is no cursor for a file that is made anew each time: the attribute says so."""
+    assert OpenMetricsExporter("f").whole is True
 
 
 def test_a_run_without_steps_is_a_valid_file(tmp_path: Path) -> None:

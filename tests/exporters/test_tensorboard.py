@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import math
+import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from gradtrace import Sampling, Spike, load_run
 from gradtrace.exporters import TensorBoardExporter
 from gradtrace.pipeline.send import deliver
 from gradtrace.records import BatchRef, RunInfo, StepRecord
-from gradtrace.runlog import Backlog
+from gradtrace.runlog.backlog import Backlog
 from gradtrace.testing import MemoryBacklog
 
 
@@ -331,6 +333,31 @@ def test_one_event_a_step(tmp_path: Path) -> None:
     exporter.close()
     events = list(EventFileLoader(str(exporter.path)).Load())
     assert [event.step for event in events if event.HasField("summary")] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("data", "crc"),
+    [
+        (b"", 0),
+        (b"123456789", 0xE3069283),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+    ],
+)
+def test_checksums_are_tensorflows(data: bytes, crc: int) -> None:
+    """The vectors of RFC 3720, masked as TensorBoard's own reader has them."""
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c, masked_crc32c
+
+    assert crc32c(data) == crc
+    assert TensorBoardExporter()._checksum(data) == struct.pack("<I", masked_crc32c(data))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the checksums is asked for in the constructor, as TensorBoard is, by one pip line."""
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    with pytest.raises(ImportError, match=r'google_crc32c.*pip install "gradtrace\[tensorboard\]"'):
+        TensorBoardExporter("x")
 
 
 @pytest.mark.parametrize("options", [{"directory": ""}, {"directory": 3}, {"layers": -1}])

@@ -12,7 +12,7 @@ from gradtrace.handover.step import Batch, ClipCall, LateLog, Part, Step
 from gradtrace.measure.reading import Pending, Reading
 from gradtrace.sampling import Sampling
 
-DUE = Sampling().due(0)
+DUE = Sampling(activations=1, updates=1, histograms=1).due(0)
 
 
 def batches(*ordinals: int) -> list[Batch]:
@@ -79,7 +79,7 @@ def test_pieces_are_joined() -> None:
     first, second = Step(DUE, scale=torch.tensor(2.0)), Step(DUE, scale=torch.tensor(4.0))
     for k, piece in enumerate((first, second)):
         piece.clips.append(ClipCall("norm", (k,)))
-        piece.tables.append((f"t{k}", []))
+        piece.tables.append((("weights", "updates")[k], []))
         piece.logged |= {"both": float(k), f"only {k}": 1.0}
         piece.lr.append(float(k))
         piece.remarks.add(f"{k}")
@@ -90,7 +90,7 @@ def test_pieces_are_joined() -> None:
     second.counting = True
     first.absorb(second)
     assert [clip.positions for clip in first.clips] == [(0,), (1,)]
-    assert [table for table, _ in first.tables] == ["t0", "t1"]
+    assert [table for table, _ in first.tables] == ["weights", "updates"]
     assert first.logged == {"both": 1.0, "only 0": 1.0, "only 1": 1.0}
     assert (first.lr, first.remarks, first.stepped) == ([0.0, 1.0], {"0", "1"}, [0, 1])
     assert len(first.found_inf) == 2 and first.skipped and first.counting is True
@@ -99,6 +99,31 @@ def test_pieces_are_joined() -> None:
     third = Step(DUE)
     first.absorb(third)
     assert first.scale is second.scale and first.skipped and first.counting is True
+
+
+ALL = ["gradients", "activations", "output_gradients", "weights", "updates"]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(activations=1, updates=1, histograms=1), ALL),
+        (Sampling(gradients=1, activations=0, updates=0), ["gradients"]),
+        (Sampling(gradients=0, activations=1, updates=0), ["activations", "output_gradients"]),
+        (Sampling(gradients=0, activations=0, updates=1), ["weights", "updates"]),
+        (Sampling(gradients=0, activations=0, updates=0), []),
+    ],
+)
+def test_a_piece_gives_what_its_step_asks_for(sampling: Sampling, kept: list[str]) -> None:
+    """What it measured for another step it might have been is let go."""
+    due = sampling.due(0)
+    first, second = Step(due), Step(DUE)
+    second.tables = [(table, [reading()]) for table in ALL]
+    second.count([0], [reading()])
+    first.absorb(second)
+    assert [table for table, _ in first.tables] == kept
+    assert [table for table in ALL if first.asks_for(table)] == kept
+    assert bool(first.histograms) == due.histograms
 
 
 def test_a_histogram_replaces_an_earlier_one_of_the_same_gradients() -> None:

@@ -15,7 +15,9 @@ from deliveries import SOON, ended, give, note, numbers, started, step
 from gradtrace.pipeline.position import Cursor, Position
 from gradtrace.pipeline.queue import Owed
 from gradtrace.records import Record, RunInfo, StepRecord
-from gradtrace.runlog import Backlog, RunLog, create_run_directory
+from gradtrace.runlog.backlog import Backlog
+from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.writer import RunLog
 from gradtrace.testing import FailingExporter, MemoryBacklog, RecordingExporter
 
 

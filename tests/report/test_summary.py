@@ -14,7 +14,9 @@ import pytest
 from gradtrace.detect.clipping import ClippingStats
 from gradtrace.records import MOMENT_COLUMNS, Clip, LayerTable, RunInfo, RunNote, StepRecord
 from gradtrace.report.summary import Summary, summarize
-from gradtrace.runlog import RunLog, create_run_directory, load_run
+from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.reader import load_run
+from gradtrace.runlog.writer import RunLog
 
 LAYERS = ("embed.weight", "fc[1].weight", "fc[1].bias")
 

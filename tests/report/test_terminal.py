@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gradtrace.report.summary import ClipSummary, LayerShare, LossSummary, Summary
 from gradtrace.report.terminal import duration, number, plain, print_runs, print_summary
-from gradtrace.runlog import RunSummary
+from gradtrace.runlog.status import RunSummary
 
 SUMMARY = Summary(
     name="base[1]",

@@ -61,7 +61,8 @@ def test_reading_a_run_loads_no_pandas() -> None:
     stored = Path(__file__).parents[1] / "data" / "before-the-move"
     code = (
         "import sys\n"
-        "from gradtrace.runlog import list_runs, load_run\n"
+        "from gradtrace.runlog.reader import load_run\n"
+        "from gradtrace.runlog.status import list_runs\n"
         "from gradtrace.report.summary import summarize\n"
         f"run = load_run({str(stored)!r})\n"
         "assert len(list(run.records())) == 95 and run.histograms.num_rows == 12\n"

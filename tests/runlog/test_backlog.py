@@ -9,7 +9,9 @@ import pytest
 from small_runs import new_log, note, record, skipped, write
 
 from gradtrace.records import Record
-from gradtrace.runlog import Backlog, load_run, segments
+from gradtrace.runlog import segments
+from gradtrace.runlog.backlog import Backlog
+from gradtrace.runlog.reader import load_run
 from gradtrace.runlog.thinning import Segment, thin_segment
 
 

@@ -17,7 +17,7 @@ from gradtrace.detect.spikes.detector import latest_spikes
 from gradtrace.pipeline.position import Cursor, Position
 from gradtrace.pipeline.send import deliver
 from gradtrace.records import HISTOGRAMS, LAYER_TABLES, TABLE_COLUMNS, RunInfo
-from gradtrace.runlog import Backlog
+from gradtrace.runlog.backlog import Backlog
 from gradtrace.testing import RecordingExporter
 
 STORED = Path(__file__).parents[1] / "data" / "before-the-move"

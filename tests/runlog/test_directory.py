@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradtrace.runlog import check_run_name, create_run_directory
+from gradtrace.runlog.directory import check_run_name, create_run_directory
 
 
 @pytest.fixture

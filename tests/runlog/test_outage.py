@@ -17,8 +17,10 @@ from gradtrace.records import (
     StepRecord,
 )
 from gradtrace.records.histograms import BINS, LayerHistograms
-from gradtrace.runlog import create_run_directory, load_run, writer
+from gradtrace.runlog import writer
+from gradtrace.runlog.directory import create_run_directory
 from gradtrace.runlog.outage import Outage
+from gradtrace.runlog.reader import load_run
 
 
 @pytest.fixture

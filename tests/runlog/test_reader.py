@@ -14,7 +14,7 @@ import pytest
 from small_runs import new_log, note, numbers, record, skipped, write
 
 from gradtrace.records import TABLE_COLUMNS, Record
-from gradtrace.runlog import load_run
+from gradtrace.runlog.reader import load_run
 
 
 def test_tables_have_the_contract_columns_even_when_empty(tmp_path: Path) -> None:

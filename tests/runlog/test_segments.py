@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from small_runs import new_log, numbers, write
 
-from gradtrace.runlog import load_run, segments
+from gradtrace.runlog import segments
+from gradtrace.runlog.reader import load_run
 
 
 def test_a_stream_cut_anywhere_gives_what_was_complete(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from small_runs import new_log, record
 
 from gradtrace.records import RunInfo
-from gradtrace.runlog import RunLog, create_run_directory, list_runs
-from gradtrace.runlog.status import process_is_gone, status_of
+from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.status import list_runs, process_is_gone, status_of
+from gradtrace.runlog.writer import RunLog
 
 
 def test_runs_are_listed_with_their_state(tmp_path: Path) -> None:

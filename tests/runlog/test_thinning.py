@@ -9,7 +9,10 @@ import pytest
 
 from gradtrace.records import MOMENT_COLUMNS, LayerTable, RunInfo, RunNote, SkippedStep, StepRecord
 from gradtrace.records.histograms import BINS, LayerHistograms
-from gradtrace.runlog import RunLog, create_run_directory, load_run, thinning
+from gradtrace.runlog import thinning
+from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.reader import load_run
+from gradtrace.runlog.writer import RunLog
 
 NAMES = tuple(map(str, range(40)))
 

@@ -30,8 +30,11 @@ from gradtrace.records import (
     StepRecord,
 )
 from gradtrace.records.histograms import BINS, LayerHistograms
-from gradtrace.runlog import RunLog, create_run_directory, load_run, writer
+from gradtrace.runlog import writer
+from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.reader import load_run
 from gradtrace.runlog.segments import SegmentReader, segments
+from gradtrace.runlog.writer import RunLog
 
 
 @pytest.fixture
@@ -272,7 +275,7 @@ import numpy as np
 sys.modules["gradtrace"] = package = types.ModuleType("gradtrace")
 package.__path__ = [sys.argv[3]]
 from gradtrace.records import MOMENT_COLUMNS, LayerTable, RunInfo, SkippedStep, StepRecord
-from gradtrace.runlog import RunLog
+from gradtrace.runlog.writer import RunLog
 path, budget = Path(sys.argv[1]), int(sys.argv[2])
 log = RunLog(path, RunInfo("run", 0.0, path), max_bytes=budget, segment_bytes=20_000,
              flush_seconds=0.01)

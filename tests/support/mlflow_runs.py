@@ -14,7 +14,7 @@ from gradtrace import load_run
 from gradtrace.exporters.mlflow import MLflowExporter
 from gradtrace.pipeline.send import Delivered, deliver
 from gradtrace.records import RunInfo
-from gradtrace.runlog import Backlog
+from gradtrace.runlog.backlog import Backlog
 
 COUNTS = {"spikes", "nonfinite_steps", "spike_score", "overhead_seconds", "dropped_records"}
 

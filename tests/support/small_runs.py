@@ -15,7 +15,9 @@ from gradtrace.records import (
     SkippedStep,
     StepRecord,
 )
-from gradtrace.runlog import RunLog, create_run_directory, load_run
+from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.reader import load_run
+from gradtrace.runlog.writer import RunLog
 
 
 class Clock:

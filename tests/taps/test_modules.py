@@ -74,8 +74,16 @@ def test_outputs_and_their_gradients_are_measured() -> None:
     store.check("output_gradients", {"late": 2 * active * (outputs > 0), "act": 2 * active})
 
 
-def test_a_container_shares_what_its_last_child_returned() -> None:
+def test_a_container_shares_what_its_last_child_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tensor under two names is measured once and told under both."""
+    measured: list[int] = []
+    add = Accumulator.add
+
+    def counting(self: Accumulator, position: int, tensor: Tensor, **options: Any) -> bool:
+        measured.append(position)
+        return add(self, position, tensor, **options)
+
+    monkeypatch.setattr(Accumulator, "add", counting)
     model = nn.Sequential(OrderedDict(outer=nn.Sequential(OrderedDict(inner=nn.Linear(3, 4)))))
     x = torch.randn(2, 3)
     found, store = tap(model)
@@ -83,6 +91,7 @@ def test_a_container_shares_what_its_last_child_returned() -> None:
     output.square().sum().backward()
     found.disarm()
     assert store.module_names == ["outer.inner", "outer"]
+    assert measured == [0, 0]  # the output, and the gradient that arrives at it
     same = dict.fromkeys(store.module_names, output.detach())
     store.check("activations", same)
     store.check("output_gradients", {name: 2 * tensor for name, tensor in same.items()})

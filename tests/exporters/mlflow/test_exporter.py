@@ -25,7 +25,7 @@ from gradtrace.exporters.mlflow import MLflowExporter
 from gradtrace.metrics.run_summary import RunTotals
 from gradtrace.metrics.step_values import StepValues
 from gradtrace.pipeline.send import deliver
-from gradtrace.runlog import Backlog
+from gradtrace.runlog.backlog import Backlog
 
 
 def test_an_own_run_tells_all(

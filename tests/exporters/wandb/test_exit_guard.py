@@ -154,8 +154,10 @@ def test_nobody_comes_out_with_an_error_at_exit(before: bool) -> None:
     # Exit waits for the call's end, and not for the thread.
     assert time.monotonic() - started < patience(3)
     if not before:
+        go_on.set()
         thread.start()
     assert not out.wait(0.3) and thread.is_alive()
+    assert begun.is_set() == before
 
 
 def test_errors_before_the_end_are_the_callers() -> None:
