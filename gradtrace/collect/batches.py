@@ -1,49 +1,296 @@
-"""Batches as they are delivered: which iteration over which loader, in what order, of what ids."""
+"""Batches as they are delivered, held until a backward takes them.
+
+What a loader delivers waits in its stream. A backward that reaches the traced parameters takes from
+each stream what it was computed from; what is delivered while gradients are switched off belongs to
+no training. How many batches a backward takes, and how far ahead a loop fetches, shows in the
+rhythm of deliveries: where it does not, a step has no batches, and a note says why.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from gradtrace.collect.sample_ids import SampleIds
 from gradtrace.handover.step import Batch
 
+Note = Callable[[str, str], None]
+
+MOST_HELD = 64
+"""Batches of a stream that wait; a loop that fetches more ahead takes by hand."""
+STEADY = 5
+"""Takes of one batch each after which a second one is an exception."""
+
+
+@dataclass(slots=True)
+class Rhythm:
+    """How a loop takes the batches of a loader: `each` a backward, fetched `ahead` of it.
+
+    None until that has been seen. It is the same for all iterations over a loader.
+    """
+
+    each: int | None = None
+    ahead: int = 0
+    unclear: int = 0
+    """How many batches waited at the first backward, where that was more than one."""
+    takes: int = 0
+    by_hand: bool = False
+
+
+@dataclass(slots=True)
+class _Held:
+    batch: Batch
+    tensors: list[weakref.ref[Tensor]]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop, or a graph, still holds the batch."""
+        return any(ref() is not None for ref in self.tensors)
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One iteration over a loader."""
+
+    epoch: int
+    rhythm: Rhythm
+    held: deque[_Held] = field(default_factory=deque)
+    count: int = 0
+    fresh: int = 0
+    """Delivered since the last backward."""
+    taken: int = 0
+    ended: bool = False
+    name: str = ""
+    """Of a loader that was not asked for."""
+
+    def take(self, note: Note) -> list[Batch]:
+        """What the backward that has just ended was computed from."""
+        rhythm, waiting, fresh = self.rhythm, len(self.held), self.fresh
+        self.fresh = 0
+        if rhythm.by_hand or not waiting:
+            return []
+        if rhythm.each is None:
+            return self._find_rhythm(waiting, fresh, note)
+        if not fresh and not rhythm.ahead:
+            return []
+        expected = rhythm.each + rhythm.ahead
+        if waiting <= expected:
+            return self._first(rhythm.each if rhythm.ahead else waiting)
+        steady = rhythm.takes >= STEADY and rhythm.each == 1 and not rhythm.ahead
+        if steady and [one.alive for one in self.held] == [False] * (waiting - 1) + [True]:
+            # The others were let go before: batches that the loop has passed over.
+            last = self.held[-1]
+            self.held.clear()
+            self.held.append(last)
+            return self._first(1)
+        self._give_up(note, waiting, expected)
+        return []
+
+    def _find_rhythm(self, waiting: int, fresh: int, note: Note) -> list[Batch]:
+        rhythm = self.rhythm
+        if not rhythm.unclear:
+            if waiting == 1:
+                rhythm.each = 1
+                return self._first(1)
+            rhythm.unclear = waiting
+            note(
+                "batches",
+                f"{waiting} batches were delivered before the first backward: whether it used all "
+                "of them, or the loop fetches ahead, shows at the next one; this step has none "
+                "(trace.take(loader) says which)",
+            )
+            return []
+        if fresh == rhythm.unclear:
+            rhythm.each = fresh
+            while len(self.held) > fresh:
+                self.held.popleft()
+            return self._first(fresh)
+        if fresh == 1:
+            rhythm.each, rhythm.ahead = 1, rhythm.unclear - 1
+            self.held.popleft()  # the first backward's
+            return self._first(1)
+        self._give_up(note, waiting, rhythm.unclear)
+        return []
+
+    def _first(self, count: int) -> list[Batch]:
+        self.rhythm.takes += 1
+        self.taken += 1
+        return [self.held.popleft().batch for _ in range(min(count, len(self.held)))]
+
+    def _give_up(self, note: Note, waiting: int, expected: int) -> None:
+        self.held.clear()
+        note(
+            "batches",
+            f"{waiting} batches were waiting at a backward where {expected} are usual: which of "
+            "them it used cannot be told, so some steps have none; trace.take(loader) says which",
+        )
+
+
+@dataclass(slots=True)
+class _Loader:
+    """A loader that was iterated: weakly held, its rhythm, and how many iterations it had."""
+
+    ref: Callable[[], Any]
+    rhythm: Rhythm = field(default_factory=Rhythm)
+    epochs: int = 0
+
 
 class Batches:
-    """Numbers a trace's batches. Training thread; `count` is how many were delivered."""
+    """The streams of a trace, and the numbers of its batches. Training thread.
+
+    `loaders` are those whose batches are held, None for all that are iterated in this thread.
+    `count` is how many batches were delivered.
+    """
 
     def __init__(
-        self, sample_ids: Callable[[Any], Any] | None, note: Callable[[str, str], None]
+        self,
+        sample_ids: Callable[[Any], Any] | None,
+        note: Note,
+        *,
+        loaders: Iterable[Any] | None = None,
     ) -> None:
         self._sample_ids = None if sample_ids is None else SampleIds(sample_ids, note)
-        # By id: how many iterations there were, and what ends the entry together with the loader,
-        # for another one may get its id. A list cannot be watched.
-        self._epochs: dict[int, tuple[int, weakref.ref[Any] | None]] = {}
+        self._note = note
+        self._wanted = None if loaders is None else [_weak(one) for one in loaders]
+        self._datasets = (
+            [] if loaders is None else [_weak(getattr(one, "dataset", one)) for one in loaders]
+        )
+        self._known: list[_Loader] = []
+        self._streams: list[Stream] = []
+        self._by_hand: list[Batch] = []
         self.count = 0
 
-    def epoch(self, loader: Any) -> int:
-        """The number of iterations over this loader before the one that begins."""
-        key = id(loader)
-        number, watch = self._epochs.get(key, (0, None))
-        if watch is None:
-            with contextlib.suppress(TypeError):
-                watch = weakref.ref(loader, lambda _: self._epochs.pop(key, None))
-        self._epochs[key] = (number + 1, watch)
-        return number
+    def wants(self, loader: Any) -> bool:
+        """Whether this loader's batches are held: it was given, or one of the same dataset."""
+        if self._wanted is None:
+            return True
+        dataset = getattr(loader, "dataset", loader)
+        return any(ref() is loader for ref in self._wanted) or any(
+            ref() is dataset for ref in self._datasets
+        )
 
-    def delivered(self, epoch: int, batch_index: int, indices: Any, data: Any) -> Batch:
+    def want(self, loader: Any) -> None:
+        """Holds this loader's batches too."""
+        if self._wanted is not None:
+            self._wanted.append(_weak(loader))
+
+    def begin(self, loader: Any) -> Stream:
+        """A new iteration over a loader, or anything else that is iterated."""
+        known = next((one for one in self._known if one.ref() is loader), None)
+        if known is None:
+            self._known = [one for one in self._known if one.ref() is not None]
+            known = _Loader(_weak(loader))
+            self._known.append(known)
+        stream = Stream(known.epochs, known.rhythm, name=_name(loader))
+        known.epochs += 1
+        # What an iteration that never led to a backward has left was no training.
+        self._streams = [
+            one for one in self._streams if one.held and not (one.ended and not one.taken)
+        ]
+        self._streams.append(stream)
+        return stream
+
+    def delivered(self, stream: Stream, indices: Any, data: Any) -> None:
         """One more batch: `data` made of the dataset's `indices`, None where it has none."""
-        ids: Any = None
-        if self._sample_ids is not None:
-            ids = self._sample_ids.of(data)
-        elif isinstance(indices, (list, tuple)):
-            ids = tuple(indices)
-            if ids and ids[0] is None:
-                ids = None  # an iterable dataset draws no indices
-        elif indices is not None:
-            ids = (indices,)
-        batch = Batch(epoch, batch_index, self.count, ids)
+        index = stream.count
+        stream.count += 1
+        if not torch.is_grad_enabled():
+            return  # an evaluation
+        ids = self._sample_ids.of(data) if self._sample_ids is not None else _ids(indices)
+        batch = Batch(stream.epoch, index, self.count, ids)
         self.count += 1
-        return batch
+        if len(stream.held) == MOST_HELD:
+            stream.held.popleft()
+        stream.held.append(_Held(batch, [weakref.ref(t) for t in _some_tensors(data)]))
+        stream.fresh += 1
+        if stream not in self._streams:
+            self._streams.append(stream)
+
+    def ended(self, stream: Stream) -> None:
+        """The iteration is over; what a loop has fetched ahead may still be taken."""
+        stream.ended = True
+        if not stream.taken and len(stream.held) > 2:
+            stream.held.clear()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything was delivered since the last take."""
+        return bool(self._by_hand) or any(stream.fresh for stream in self._streams)
+
+    def take(self) -> tuple[Batch, ...]:
+        """A backward has reached the traced parameters: the batches that led to it."""
+        taken, self._by_hand = self._by_hand, []
+        for stream in self._streams:
+            some = stream.take(self._note)
+            if some and self._wanted is None and stream.rhythm.takes == 1 and stream.name:
+                self._note(
+                    "loader",
+                    f"the batches of steps are those of {stream.name}, which was iterated in the "
+                    "training thread; gradtrace(..., loader=...) chooses others",
+                )
+            taken += some
+        return tuple(taken)
+
+    def take_by_hand(
+        self, loader: Any, epoch: int | None = None, batch_index: int | None = None
+    ) -> bool:
+        """The next held batch of a loader goes to the next backward; False where none is held."""
+        dataset = getattr(loader, "dataset", loader)
+        for known in self._known:
+            if known.ref() is loader or getattr(known.ref(), "dataset", None) is dataset:
+                known.rhythm.by_hand = True
+        for stream in self._streams:
+            if stream.rhythm.by_hand and stream.held:
+                batch = stream.held.popleft().batch
+                stream.taken += 1
+                batch.epoch = batch.epoch if epoch is None else epoch
+                batch.batch_index = batch.batch_index if batch_index is None else batch_index
+                self._by_hand.append(batch)
+                return True
+        return False
+
+
+def _name(loader: Any) -> str:
+    """A DataLoader in words; "" for what a loop has asked for itself."""
+    if not isinstance(loader, DataLoader):
+        return ""
+    return f"{type(loader).__name__}({type(loader.dataset).__name__})"
+
+
+def _weak(value: Any) -> Callable[[], Any]:
+    """A weak reference; a strong one to what allows none, such as a list."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
+
+
+def _ids(indices: Any) -> Any:
+    """The indices of a batch, kept from later changes; None where a dataset draws none."""
+    if isinstance(indices, Tensor):
+        return indices.detach().clone()
+    if isinstance(indices, np.ndarray):
+        return indices.copy()
+    if isinstance(indices, (list, tuple, range)):
+        return None if len(indices) and indices[0] is None else tuple(indices)
+    return None if indices is None else (indices,)
+
+
+def _some_tensors(data: Any, depth: int = 3) -> Iterator[Tensor]:
+    """The first tensors of a batch."""
+    if isinstance(data, Tensor):
+        yield data
+    elif depth and isinstance(data, Mapping):
+        for part in list(data.values())[:4]:
+            yield from _some_tensors(part, depth - 1)
+    elif depth and isinstance(data, (list, tuple)):
+        for part in data[:4]:
+            yield from _some_tensors(part, depth - 1)

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradtrace.collect.batches import Batches
 from gradtrace.collect.clipping import Clipping
 from gradtrace.collect.discards import Discards
 from gradtrace.collect.ledger import Ledger
@@ -23,7 +24,7 @@ from gradtrace.collect.rounds import Piece, Rounds
 from gradtrace.collect.schedule import Schedule
 from gradtrace.collect.trainer import Trainer
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import Batch, ClipCall, LateLog, Part, Step
+from gradtrace.handover.step import ClipCall, LateLog, Part, Step
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
 from gradtrace.measure.reading import Pending, pending
@@ -51,6 +52,7 @@ class Collector:
         schedule: Schedule,
         handoff: Handoff[Step | LateLog],
         *,
+        batches: Batches,
         rank: int,
         overhead: Callable[[], float],
         note: Note,
@@ -75,6 +77,7 @@ class Collector:
             note=note,
             guarded=guarded,
         )
+        self._batches = batches
         self._discards = Discards(parameters)
         self._rounds = Rounds(step_after)
         self._owners = Owners(parameters)
@@ -137,15 +140,11 @@ class Collector:
 
     # -- batches, losses, values ---
 
-    def batch(self, batch: Batch) -> None:
-        """A batch was delivered to the loop."""
-        self.open.batches.append(batch)
-
     def log(self, values: Mapping[str, float | Tensor]) -> None:
         """Values the user logs: they belong to the step that is open, or has just ended."""
         if self._pieces and not self.open and not self._ledger.alive:
             logged = self._pieces[-1].step.logged
-        elif self.open or self.open.batches or self._ledger.alive or self._schedule.step == 0:
+        elif self.open or self._batches.waiting or self._ledger.alive or self._schedule.step == 0:
             logged = self.open.logged
         else:
             self._handoff.put(LateLog.of(values))
@@ -226,8 +225,7 @@ class Collector:
             return False  # another model's
         self._part_count += 1
         self.backwards += 1
-        part.batches = tuple(self.open.batches)
-        self.open.batches = []
+        part.batches = self._batches.take()
         self._discards.backward(written)
         self._reader.stale(written)
         self._clipping.unclipped(written)
@@ -359,12 +357,13 @@ class Collector:
         """The user closes a step by hand; nothing happens when nothing happened."""
         open_, everything = self.open, range(len(self._parameters.tensors))
         self._manual = True
-        if open_ or open_.batches or open_.logged or self._ledger.alive:
+        if open_ or open_.logged or self._ledger.alive or self._batches.waiting:
             if not open_.stepped:
                 if open_.due.gradients and not any(t == "gradients" for t, _ in open_.tables):
                     self._read(everything)
                 self._measuring.after_update(open_, -1)
                 self._use(everything)
+                open_.batches += self._batches.take()
                 open_.ended = time.time()
             self._end(complete=True)
         elif self._pieces:

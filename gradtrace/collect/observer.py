@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from gradtrace.collect.amp import LossScales
 from gradtrace.collect.batches import Batches
@@ -36,13 +35,13 @@ class Observer:
         sampling: Sampling,
         guard: Guard,
         note: Note,
-        sample_ids: Callable[[Any], Any] | None,
+        batches: Batches,
     ) -> None:
         self._collector = collector
         self._models = models
         self._guard = guard
         self._note = note
-        self._batches = Batches(sample_ids, note)
+        self._batches = batches
         self._losses = LossScales()
         self._fired_inside_scaler = False
         self._global_hooks: list[Callable[[], None]] = []
@@ -61,10 +60,11 @@ class Observer:
         self.unscaled = wrap("the scaler tap", self._unscaled)
         self.before_scaler_step = wrap("the scaler tap", self._before_scaler_step)
         self.after_scaler_step = wrap("the scaler tap", self._after_scaler_step)
-        self.epoch = self._batches.epoch
-        self.delivered = wrap("the loader tap", self._delivered)
+        self.begins = wrap("the loader tap", self._batches.begin)
+        self.delivered = wrap("the loader tap", self._batches.delivered)
+        self.ended = wrap("the loader tap", self._batches.ended)
 
-    def attach(self, stack: ExitStack, loaders_: Sequence[DataLoader[Any]]) -> None:
+    def attach(self, stack: ExitStack) -> None:
         """Installs every tap; `stack` takes what undoes each the moment it exists."""
         self._install(stack, "losses", backward.backward_target)
         for name, target in (
@@ -87,20 +87,8 @@ class Observer:
                 "compiler drops the hooks; gradients, weights and updates are",
             )
         self._collector.on_open(self._arm)
-        for loader in loaders_:
-            self.attach_loader(stack, loader)
-
-    def attach_loader(self, stack: ExitStack, loader: DataLoader[Any]) -> None:
-        """Watches `for` loops over one loader."""
-        if loaders.started_before(loader):
-            self._note(
-                "loader",
-                "the loader's persistent workers were started before the trace: its batches have "
-                "no sample ids; make the loader's first iterator inside the trace",
-            )
-            return
         try:
-            stack.callback(loaders.attach(loader, self))
+            stack.callback(loaders.attach(self))
         except AttributeError as error:
             self._missing("batches", error)
 
@@ -111,15 +99,10 @@ class Observer:
 
     def batches(self, iterable: Iterable[Any]) -> Iterator[Any]:
         """Any iterable's items, each known to the step that consumes it."""
-        if isinstance(iterable, DataLoader) and not loaders.started_before(iterable):
-            with ExitStack() as stack:
-                try:
-                    stack.callback(loaders.attach(iterable, self))
-                except AttributeError as error:
-                    self._missing("batches", error)
-                yield from iterable
-        else:
-            yield from loaders.watched(iterable, self)
+        if loaders.is_loader(iterable):
+            self._batches.want(iterable)
+            return iter(iterable)
+        return loaders.watched(iterable, self)
 
     @property
     def delivered_batches(self) -> int:
@@ -204,8 +187,9 @@ class Observer:
 
     # -- batches ---
 
-    def _delivered(self, epoch: int, batch_index: int, indices: Any, data: Any) -> None:
-        self._collector.batch(self._batches.delivered(epoch, batch_index, indices, data))
+    def wants(self, loader: Any) -> bool:
+        """Whether an iteration that begins in this thread is of interest."""
+        return self._collector.trainer.here() and self._batches.wants(loader)
 
 
 def _kept(limit: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradtrace.assemble.thread import TICK, Background, Detector
+from gradtrace.collect.batches import Batches
 from gradtrace.collect.collector import Collector
 from gradtrace.collect.observer import Observer
 from gradtrace.collect.schedule import Schedule
@@ -69,10 +70,12 @@ class Wiring:
         self.delivery = Delivery(settings.targets)
         counted = len(self.parameters.tensors) if settings.sampling.histograms else 0
         self.handoff = Handoff(reserve=4 * PER_LAYER * counted)
+        batches = Batches(settings.sample_ids, self.notes.add, loaders=settings.loaders or None)
         self.collector = Collector(
             self.parameters,
             self.schedule,
             self.handoff,
+            batches=batches,
             rank=settings.rank,
             overhead=lambda: self.guard.seconds,
             note=self.notes.add,
@@ -84,7 +87,7 @@ class Wiring:
             settings.sampling,
             self.guard,
             self.notes.add,
-            settings.sample_ids,
+            batches,
         )
 
     def start(self, saved_spikes: Mapping[str, Any]) -> None:
@@ -123,7 +126,7 @@ class Wiring:
         self.delivery.open(info, None if self.path is None else self._backlog)
         self.delivery.start()
         self.background.start()
-        self.observer.attach(self.taps, settings.loaders)
+        self.observer.attach(self.taps)
         self.loader_given = bool(settings.loaders)
         self.settings = settings.without_loaders()
         if is_sharded(self.parameters, settings.models):

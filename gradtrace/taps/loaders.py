@@ -1,161 +1,180 @@
 """Which dataset indices each delivered batch is made of.
 
-A `DataLoader` is given, for as long as it is watched, an iterator of a subclass that remembers the
-indices drawn for each batch and tells which batch was delivered. With workers the sampler runs
-several batches ahead, so what was drawn last is never the batch at hand. What the loader yields is
-unchanged.
+torch's own iterators are watched, on their class: whatever makes one (a DataLoader, a subclass that
+wraps it, a copy) behaves as it always did, and nothing is put on anybody's object. An iterator
+remembers the indices drawn for each batch and tells which batch was delivered; with workers the
+sampler runs several batches ahead, so what was drawn last is never the batch at hand.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as torch_dataloader
 
-from gradtrace.taps.patches import Function, Method, Observers, registry
+from gradtrace.taps.patches import Function, Observers, Target, attribute, registry
 
 
 class LoaderObserver(Protocol):
-    """Told of batches as they are delivered."""
+    """Told of batches as they are delivered, in the thread that takes them."""
 
-    def epoch(self, loader: Any) -> int:
-        """A new iteration over the loader begins; its 0-based number."""
+    def wants(self, loader: Any) -> bool:
+        """Whether an iteration over this loader, which begins in the calling thread, is watched."""
 
-    def delivered(self, epoch: int, batch_index: int, indices: Any, data: Any) -> None:
+    def begins(self, loader: Any) -> Any:
+        """An iteration over the loader begins; the result names it in `delivered`."""
+
+    def delivered(self, stream: Any, indices: Any, data: Any) -> None:
         """`indices` are the dataset indices of the batch, None for data without any."""
 
-
-def attach(loader: DataLoader[Any], observer: LoaderObserver) -> Callable[[], None]:
-    """Watches plain `for` loops over the loader that begin from now on; returns what ends that.
-
-    Raises AttributeError when this torch's loader is built differently.
-    """
-    _recording_classes()
-    if not callable(getattr(loader, "_get_iterator", None)):
-        raise AttributeError(f"{type(loader).__name__} has no _get_iterator")
-    detach = registry.attach(Method(loader, "_get_iterator", _wrap(loader)), observer)
-
-    def end() -> None:
-        detach()
-        kept = getattr(loader, "_iterator", None)
-        if "_get_iterator" not in vars(loader) and isinstance(kept, Recording):
-            kept.__class__ = kept._plain_class  # persistent workers outlive the trace
-
-    return end
+    def ended(self, stream: Any) -> None:
+        """The iteration has come to its end."""
 
 
-def started_before(loader: DataLoader[Any]) -> bool:
-    """Whether persistent workers already iterate, so that their batches cannot be told apart."""
-    kept = getattr(loader, "_iterator", None)
-    return kept is not None and not isinstance(kept, Recording)
+@dataclass(slots=True)
+class _State:
+    """What is known of one iterator."""
+
+    streams: list[tuple[Any, Any]]
+    """Observers, and the streams that they named."""
+    thread: int
+    drawn: dict[int, Any] = field(default_factory=dict)
+    last_drawn: Any = None
+    last_arrived: int | None = None
+    inside: bool = False
+
+
+_states: weakref.WeakKeyDictionary[Any, _State] = weakref.WeakKeyDictionary()
+"""Per process by nature: iterators are torch's, and hold nothing of ours."""
+
+
+def attach(observer: LoaderObserver) -> Callable[[], None]:
+    """Watches all loaders; returns what ends that. Raises AttributeError where torch differs."""
+    with ExitStack() as stack:
+        for target in _targets():
+            stack.callback(registry.attach(target, observer))
+        return stack.pop_all().close
+    raise AssertionError("unreachable")
 
 
 def watched(iterable: Iterable[Any], observer: LoaderObserver) -> Iterator[Any]:
     """Any iterable's items, each reported as it is delivered."""
-    epoch = observer.epoch(iterable)
-    for index, data in enumerate(iterable):
-        observer.delivered(epoch, index, None, data)
+    stream = observer.begins(iterable)
+    for data in iterable:
+        observer.delivered(stream, None, data)
         yield data
+    observer.ended(stream)
 
 
-class Recording:
-    """The part of a recording iterator that is the same with and without workers."""
-
-    _observers: Observers
-    _loader: Any
-    _plain_class: type[Any]
-
-    def __init__(self, loader: DataLoader[Any], observers: Observers) -> None:
-        self._observers, self._loader = observers, loader
-        self._begin()
-        # With workers the base class fills their queues, and so draws indices, while it is made.
-        super().__init__(loader)  # type: ignore[call-arg]
-
-    def _begin(self) -> None:
-        self._drawn: dict[int, Any] = {}
-        self._last_drawn: Any = None
-        self._last_arrived: int | None = None
-        self._epochs = [(observer, observer.epoch(self._loader)) for observer in self._observers()]
-        self._delivered = 0
-
-    def _deliver(self, indices: Any, data: Any) -> None:
-        watching = self._observers()
-        for observer, epoch in self._epochs:
-            if observer in watching:
-                observer.delivered(epoch, self._delivered, indices, data)
-        self._delivered += 1
+def _targets() -> list[Target]:
+    base = torch_dataloader._BaseDataLoaderIter
+    several = torch_dataloader._MultiProcessingDataLoaderIter
+    return [
+        attribute(base, "__init__", _wrap_init),
+        attribute(base, "_reset", _wrap_reset),
+        attribute(base, "_next_index", _wrap_next_index),
+        attribute(base, "__next__", _wrap_next),
+        attribute(several, "_get_data", _wrap_get_data),
+    ]
 
 
-def _wrap(loader: DataLoader[Any]) -> Callable[[Function, Observers], Function]:
-    def wrap(original: Function, observers: Observers) -> Function:
-        def _get_iterator() -> Any:
-            if not observers():
-                return original()
-            single, several = _recording_classes()
-            if loader.num_workers == 0:
-                return single(loader, observers)
-            loader.check_worker_number_rationality()
-            return several(loader, observers)
-
-        return _get_iterator
-
-    return wrap
+def _begin(iterator: Any, loader: Any, observers: Observers) -> None:
+    """A new iteration: an iterator is made, or one with persistent workers starts over."""
+    wanting = [observer for observer in observers() if observer.wants(loader)]
+    if wanting:
+        streams = [(observer, observer.begins(loader)) for observer in wanting]
+        _states[iterator] = _State(streams, threading.get_ident())
+    else:
+        _states.pop(iterator, None)
 
 
-class _Single(Recording):
-    def _next_index(self) -> Any:
-        self._last_drawn = index = super()._next_index()  # type: ignore[misc]
+def _wrap_init(original: Function, observers: Observers) -> Function:
+    @functools.wraps(original)
+    def __init__(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, loader, *args, **kwargs)
+        if observers():
+            # With workers the subclass fills their queues, and so draws indices, after this.
+            _begin(self, loader, observers)
+
+    return __init__
+
+
+def _wrap_reset(original: Function, observers: Observers) -> Function:
+    @functools.wraps(original)
+    def _reset(self: Any, loader: Any, first_iter: bool = False) -> None:
+        if observers() and not first_iter:
+            _begin(self, loader, observers)
+        original(self, loader, first_iter)
+
+    return _reset
+
+
+def _wrap_next_index(original: Function, observers: Observers) -> Function:
+    @functools.wraps(original)
+    def _next_index(self: Any) -> Any:
+        index = original(self)
+        state = _states.get(self)
+        if state is not None:
+            state.last_drawn = index
+            task = getattr(self, "_send_idx", None)
+            if task is not None:
+                state.drawn[task] = index
         return index
 
-    def __next__(self) -> Any:
-        data = super().__next__()  # type: ignore[misc]
-        self._deliver(self._last_drawn, data)
-        return data
+    return _next_index
 
 
-class _Several(Recording):
-    _send_idx: int
-    _rcvd_idx: int
-
-    def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
-        if not first_iter:
-            self._begin()
-        super()._reset(loader, first_iter)  # type: ignore[misc]
-
-    def _next_index(self) -> Any:
-        index = super()._next_index()  # type: ignore[misc]
-        self._drawn[self._send_idx] = index
-        return index
-
-    def _get_data(self) -> Any:
-        arrived = super()._get_data()  # type: ignore[misc]
-        self._last_arrived = arrived[0]
+def _wrap_get_data(original: Function, observers: Observers) -> Function:
+    @functools.wraps(original)
+    def _get_data(self: Any) -> Any:
+        arrived = original(self)
+        state = _states.get(self)
+        if state is not None:
+            state.last_arrived = arrived[0]
         return arrived
 
-    def __next__(self) -> Any:
-        data = super().__next__()  # type: ignore[misc]
-        in_order = getattr(self, "_in_order", True)
-        task = self._rcvd_idx - 1 if in_order else self._last_arrived
-        self._deliver(None if task is None else self._drawn.pop(task, None), data)
+    return _get_data
+
+
+def _wrap_next(original: Function, observers: Observers) -> Function:
+    @functools.wraps(original)
+    def __next__(self: Any) -> Any:  # noqa: N807
+        state = _states.get(self)
+        watching = observers()
+        if state is None or not watching or state.thread != threading.get_ident():
+            return original(self)
+        told = [(observer, stream) for observer, stream in state.streams if observer in watching]
+        try:
+            data = original(self)
+        except StopIteration:
+            for observer, stream in told:
+                observer.ended(stream)
+            raise
+        indices = _indices(self, state)
+        for observer, stream in told:
+            observer.delivered(stream, indices, data)
         return data
 
+    return __next__
 
-@functools.cache
-def _recording_classes() -> tuple[type[Any], type[Any]]:
-    """The two recording iterator classes; AttributeError when their bases are not as expected."""
-    single = torch_dataloader._SingleProcessDataLoaderIter
-    several = torch_dataloader._MultiProcessingDataLoaderIter
-    for base, names in (
-        (single, ("_next_index",)),
-        (several, ("_next_index", "_get_data", "_reset")),
-    ):
-        for name in names:
-            if not hasattr(base, name):
-                raise AttributeError(f"{base.__name__} has no {name}")
-    return (
-        type("RecordingSingleProcessIter", (_Single, single), {"_plain_class": single}),
-        type("RecordingMultiProcessingIter", (_Several, several), {"_plain_class": several}),
-    )
+
+def _indices(iterator: Any, state: _State) -> Any:
+    """What the batch that was just delivered is made of."""
+    received = getattr(iterator, "_rcvd_idx", None)
+    if received is None:
+        return state.last_drawn
+    in_order = getattr(iterator, "_in_order", True)
+    task = received - 1 if in_order else state.last_arrived
+    return None if task is None else state.drawn.pop(task, None)
+
+
+def is_loader(value: object) -> bool:
+    """Whether a value is a DataLoader, whose own iterations are watched."""
+    return isinstance(value, DataLoader)
