@@ -42,7 +42,7 @@ def attributes(thing: Any) -> tuple[Any, ...]:
     hooks = {name: len(value) for name, value in values.items() if "hooks" in name and value}
     if isinstance(thing, Tensor):
         hooks |= {name: len(getattr(thing, name, None) or ()) for name in HOOKS}
-    return type(thing), sorted(values), hooks
+    return type(thing).__qualname__, sorted(values), hooks
 
 
 def places() -> dict[str, Any]:
@@ -60,6 +60,8 @@ def _functions() -> Iterator[tuple[str, Any]]:
     )
     for owner in owners:
         for name, value in vars(owner).items():
+            if name.startswith("__resume_at"):
+                continue  # the compiler's, where it breaks a graph
             if callable(value) or isinstance(value, property | staticmethod | classmethod):
                 yield f"{owner.__name__}.{name}", id(value)
     for name, function in vars(clip_grad).items():

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.parts import Samples, ids, loader_of, mlp, squared
-from zoo.product import by_hand
+from zoo.parts import Samples, Training, ids, loader_of, mlp, squared
 from zoo.tracing import Tracer
 from zoo.truth import Truth
 
@@ -68,25 +67,6 @@ def foreach_adamw(truth: Truth, tracer: Tracer) -> None:
 
 def fused_adamw(truth: Truth, tracer: Tracer) -> None:
     plain(truth, tracer, torch.optim.AdamW, fused=True)
-
-
-def fused_overflow(truth: Truth, tracer: Tracer) -> None:
-    """A fused optimizer is called although the scaler found an overflow, and does not move."""
-    model = mlp()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-    loader = loader_of(32)
-    with tracer(model, loader=loader):
-        for k, (index, x, y) in enumerate(loader):
-            loss = squared(model, x, y) * (float("inf") if k == 3 else 1.0)
-            scaler.scale(loss).backward()
-            truth.backward(loss, (0, k, ids(index)))
-            truth.gradients(model, scale=scaler.get_scale())
-            scaler.step(optimizer)
-            scaler.update()
-            truth.step(optimizer, skipped=k == 3)
-            optimizer.zero_grad()
-    truth.finish(model=model, optimizer=optimizer, loader=loader, scaler=scaler, batch=x)
 
 
 def scheduled(truth: Truth, tracer: Tracer) -> None:
@@ -186,127 +166,6 @@ def sparse_embedding(truth: Truth, tracer: Tracer) -> None:
     truth.finish(model=model, optimizers=[sparse, dense])
 
 
-def changed_by_hand(
-    truth: Truth,
-    tracer: Tracer,
-    change: Callable[[list[nn.Parameter], int], None],
-    since: int = 0,
-    clips: str | None = None,
-) -> None:
-    """Between backward and step the gradients are changed, from step `since` on.
-
-    `clips` is the kind of clipping that the change is; else the norm is the one after it.
-    """
-    model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    parameters = list(model.parameters())
-    with tracer(model):
-        for k in range(20):
-            loss = F.mse_loss(model(torch.randn(5, 6)), torch.randn(5, 1), reduction="sum")
-            loss.backward()
-            truth.backward(loss)
-            truth.gradients(model)
-            if k >= since and clips is not None:
-                with truth.clipping(f"own {clips}", parameters):
-                    change(parameters, k)
-            elif k >= since:
-                change(parameters, k)
-                truth.gradients(model)
-            truth.step(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
-    truth.finish(model=model, optimizer=optimizer)
-
-
-def divided_by_tokens(truth: Truth, tracer: Tracer) -> None:
-    """Summed losses; the gradients are divided by the number of tokens, which varies."""
-
-    def divide(parameters: list[nn.Parameter], k: int) -> None:
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad.div_(200 + 37 * k % 101)
-
-    changed_by_hand(truth, tracer, divide)
-
-
-def divided_by_ranks(truth: Truth, tracer: Tracer) -> None:
-    """Gradients are divided by a world size, all alike, in one call."""
-
-    def divide(parameters: list[nn.Parameter], _: int) -> None:
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 0.125)
-
-    changed_by_hand(truth, tracer, divide)
-
-
-def noise_added(truth: Truth, tracer: Tracer) -> None:
-    """Noise on the gradients, which sometimes makes them smaller."""
-
-    def add(parameters: list[nn.Parameter], _: int) -> None:
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad.add_(torch.randn_like(parameter.grad), alpha=0.3)
-
-    changed_by_hand(truth, tracer, add)
-
-
-def clipped_by_hand_later(truth: Truth, tracer: Tracer) -> None:
-    """Clipping of their own that begins when the first steps are over."""
-    changed_by_hand(truth, tracer, lambda ps, _: by_hand(ps, 1.0), since=12, clips="norm")
-
-
-def clamped_by_hand(truth: Truth, tracer: Tracer) -> None:
-    def clamp(parameters: list[nn.Parameter], _: int) -> None:
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad.clamp_(-0.5, 0.5)
-
-    changed_by_hand(truth, tracer, clamp, clips="value")
-
-
-def clipped_to_infinity(truth: Truth, tracer: Tracer) -> None:
-    """`clip_grad_norm_(..., inf)` is how people measure the norm."""
-    model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    with tracer(model):
-        for _ in range(40):
-            loss = squared(model, torch.randn(5, 6), torch.randn(5, 1))
-            loss.backward()
-            truth.backward(loss)
-            truth.gradients(model)
-            nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
-            truth.step(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def no_findings(seen: Any) -> str | None:
-        found = [e.message for e in seen.events if e.kind == "clip"]
-        return f"a measurement is judged as clipping: {found}" if found else None
-
-    truth.checks.append(no_findings)
-    truth.finish(model=model, optimizer=optimizer)
-
-
-def scaled_by_hand(truth: Truth, tracer: Tracer) -> None:
-    """A loss scale without a scaler: the loss is what backward got, the norm what SGD got."""
-    model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    with tracer(model):
-        for _ in range(15):
-            loss = squared(model, torch.randn(5, 6), torch.randn(5, 1)) * 1024
-            loss.backward()
-            truth.backward(loss)
-            for parameter in model.parameters():
-                assert parameter.grad is not None
-                parameter.grad.mul_(1 / 1024)
-            truth.gradients(model)
-            with truth.clipping("norm", model.parameters()):
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            truth.step(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
-    truth.finish(model=model, optimizer=optimizer)
-
-
 def divisor_told(truth: Truth, tracer: Tracer) -> None:
     """Accumulation whose divisor the trace is told: losses are those before the division."""
     model = mlp()
@@ -351,6 +210,29 @@ def logged(truth: Truth, tracer: Tracer) -> None:
     truth.finish(model=model, optimizer=optimizer)
 
 
+def lr_as_tensor(truth: Truth, tracer: Tracer) -> None:
+    def make(parameters: Any, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=torch.tensor(lr), foreach=False)
+
+    plain(truth, tracer, make)
+
+
+def across_epochs(truth: Truth, tracer: Tracer) -> None:
+    """Accumulation that does not care where an epoch ends."""
+    run, loader, count = Training(truth), loader_of(20), 0
+    with tracer(run.model, loader=loader):
+        for epoch in range(3):
+            for k, (index, x, y) in enumerate(loader):
+                loss = squared(run.model, x, y) / 2
+                loss.backward()
+                truth.backward(loss, (epoch, k, ids(index)))
+                count += 1
+                if count % 2 == 0:
+                    truth.gradients(run.model)
+                    run.use()
+    run.finish(loader=loader, batch=x)
+
+
 LOOPS = (
     plain,
     zeroed_in_place,
@@ -358,18 +240,12 @@ LOOPS = (
     gradients_removed,
     foreach_adamw,
     fused_adamw,
-    fused_overflow,
     scheduled,
     unfrozen,
     tied_weights,
     sparse_embedding,
-    divided_by_tokens,
-    divided_by_ranks,
-    noise_added,
-    clipped_by_hand_later,
-    clamped_by_hand,
-    clipped_to_infinity,
-    scaled_by_hand,
     divisor_told,
     logged,
+    lr_as_tensor,
+    across_epochs,
 )

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from zoo.truth import Batch, Truth
+
 
 class Samples(TensorDataset):
     """Index, input and target of each of `n` samples; the same for the same `n`."""
@@ -38,3 +40,30 @@ def squared(model: Any, x: Tensor, y: Tensor) -> Tensor:
     """The mean squared error."""
     error: Tensor = (model(x) - y).square().mean()
     return error
+
+
+class Training:
+    """A model and its optimizer, and what a normal step is."""
+
+    def __init__(self, truth: Truth) -> None:
+        self.truth = truth
+        self.model = mlp()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05)
+
+    def step(self, x: Any, y: Any, *batches: Batch) -> None:
+        """Forward, backward, step, zero."""
+        loss = squared(self.model, x, y)
+        loss.backward()
+        self.truth.backward(loss, *batches)
+        self.truth.gradients(self.model)
+        self.use()
+
+    def use(self) -> None:
+        """The optimizer uses the gradients."""
+        self.truth.step(self.optimizer)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def finish(self, **things: Any) -> None:
+        """The end of the loop."""
+        self.truth.finish(model=self.model, optimizer=self.optimizer, **things)

@@ -11,7 +11,7 @@ import gc
 import math
 import random
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,7 +51,8 @@ class Step:
 
     `losses_or` is another list of losses that is as right. `joined` allows the step to share its
     record with the one before, `lacks` names what may be missing if a note says so, `reused` that
-    its batches may be missing because an earlier step had them.
+    its batches may be missing because an earlier step had them, `unsure` what is not compared (of
+    rows: those that the truth does not have).
     """
 
     losses: tuple[float, ...] | None
@@ -65,7 +66,8 @@ class Step:
     joined: bool = False
     reused: bool = False
     losses_or: tuple[float, ...] | None = None
-    lacks: frozenset[str] = frozenset()
+    lacks: Set[str] = frozenset()
+    unsure: Set[str] = frozenset()
 
 
 @dataclass
@@ -115,8 +117,13 @@ class Truth:
         value = float(loss.detach()) if isinstance(loss, Tensor) else loss
         self._losses.append(value)
         self._batches += batches
-        self.keep("loss", torch.tensor(value, dtype=torch.float64))
+        self.keep("loss", torch.tensor(value, dtype=torch.float64, device="cpu"))
         self.numbers[f"batches {len(self.numbers)}"] = repr(batches).encode()
+
+    @property
+    def open(self) -> bool:
+        """Whether a backward has not been used yet."""
+        return bool(self._losses)
 
     def gradients(self, models: Models, *optimizers: Optimizer, scale: float = 1.0) -> None:
         """The gradients are now what the losses made them, times `scale`."""
