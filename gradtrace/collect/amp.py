@@ -19,15 +19,17 @@ class LossScales:
     """Which raw loss a scaled one came from. Training thread."""
 
     def __init__(self) -> None:
-        self._scaled: deque[tuple[weakref.ref[Tensor], Tensor, Any]] = deque(maxlen=REMEMBERED)
-        self._unclaimed: Any = None
+        self._scaled: deque[tuple[weakref.ref[Tensor], Tensor, weakref.ref[Any]]] = deque(
+            maxlen=REMEMBERED
+        )
+        self._unclaimed: weakref.ref[Any] | None = None
 
     def scaled(self, raw: Any, scaled: Any, by: Any) -> None:
         """`by.scale(raw)` returned `scaled`."""
-        self._unclaimed = by
+        self._unclaimed = weakref.ref(by)
         if isinstance(raw, Tensor) and isinstance(scaled, Tensor) and raw.numel() == 1:
             loss = raw.detach().clone().reshape(())
-            self._scaled.append((weakref.ref(scaled), loss, by))
+            self._scaled.append((weakref.ref(scaled), loss, self._unclaimed))
 
     def loss(
         self, outputs: Sequence[Any], weights: Sequence[Any]
@@ -36,10 +38,11 @@ class LossScales:
         used, self._unclaimed = self._unclaimed, None
         loss = None
         if len(outputs) == 1:
-            for ref, raw, by in self._scaled:
+            for ref, raw, scaled_by in self._scaled:
                 if ref() is outputs[0]:
-                    loss, used = raw, by
-        scale = None if used is None else scaler.loss_scale(used)
+                    loss, used = raw, scaled_by
+        by = None if used is None else used()
+        scale = None if by is None else scaler.loss_scale(by)
         if loss is None:
             loss = backward.loss_of(outputs, weights)
             if loss is not None and scale is not None:

@@ -164,6 +164,7 @@ class Batches:
             [] if loaders is None else [_weak(getattr(one, "dataset", one)) for one in loaders]
         )
         self._known: list[_Loader] = []
+        self._asked: list[Callable[[], Any]] = []
         self._streams: list[Stream] = []
         self._by_hand: list[Batch] = []
         self.count = 0
@@ -181,6 +182,7 @@ class Batches:
         """Holds this loader's batches too."""
         if self._wanted is not None:
             self._wanted.append(_weak(loader))
+        self._asked.append(_weak(loader))
 
     def begin(self, loader: Any) -> Stream:
         """A new iteration over a loader, or anything else that is iterated."""
@@ -189,11 +191,15 @@ class Batches:
             self._known = [one for one in self._known if one.ref() is not None]
             known = _Loader(_weak(loader))
             self._known.append(known)
-        stream = Stream(known.epochs, known.rhythm, name=_name(loader))
+        asked = any(ref() is loader for ref in self._asked)
+        stream = Stream(known.epochs, known.rhythm, name="" if asked else _name(loader))
         known.epochs += 1
-        # What an iteration that never led to a backward has left was no training.
+        # What an iteration that was broken off, or never led to a backward, has left was no
+        # training.
         self._streams = [
-            one for one in self._streams if one.held and not (one.ended and not one.taken)
+            one
+            for one in self._streams
+            if one.held and one.rhythm is not known.rhythm and not (one.ended and not one.taken)
         ]
         self._streams.append(stream)
         return stream
@@ -237,7 +243,11 @@ class Batches:
                     "training thread; gradtrace(..., loader=...) chooses others",
                 )
             taken += some
-        return tuple(taken)
+        return tuple(sorted(taken, key=lambda batch: batch.ordinal))
+
+    def clear(self) -> None:
+        """Lets go of everything that is held."""
+        self._streams, self._by_hand, self._known = [], [], []
 
     def take_by_hand(
         self, loader: Any, epoch: int | None = None, batch_index: int | None = None

@@ -142,7 +142,9 @@ class Collector:
 
     def log(self, values: Mapping[str, float | Tensor]) -> None:
         """Values the user logs: they belong to the step that is open, or has just ended."""
-        if self._pieces and not self.open and not self._ledger.alive:
+        if self._manual:
+            logged = self.open.logged
+        elif self._pieces and not self.open and not self._ledger.alive:
             logged = self._pieces[-1].step.logged
         elif self.open or self._batches.waiting or self._ledger.alive or self._schedule.step == 0:
             logged = self.open.logged
@@ -187,6 +189,8 @@ class Collector:
 
     def _drop(self, positions: Sequence[int], parts: list[Part]) -> None:
         """Gradients were thrown away, and with them what was read of them or done to them."""
+        for piece in self._pieces:
+            piece.step.forget(positions)
         if self._ledger.alive:
             self.open.forget(positions)
             measured = None
@@ -374,6 +378,7 @@ class Collector:
         """Seals what is still open at the end of the trace, if an optimizer has stepped in it."""
         self._close()
         self._measuring.forget()
+        self._batches.clear()
 
     # -- the borders of steps ---
 

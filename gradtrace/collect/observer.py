@@ -104,6 +104,10 @@ class Observer:
             return iter(iterable)
         return loaders.watched(iterable, self)
 
+    def take(self, loader: Any, epoch: int | None, batch_index: int | None) -> bool:
+        """A loader's next held batch goes to the next backward."""
+        return self._batches.take_by_hand(loader, epoch, batch_index)
+
     @property
     def delivered_batches(self) -> int:
         """How many batches the loop has got."""

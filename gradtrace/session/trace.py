@@ -165,6 +165,19 @@ class Trace:
         wiring = self._running
         return iter(iterable) if wiring is None else wiring.observer.batches(iterable)
 
+    def take(self, loader: Any, epoch: int | None = None, batch_index: int | None = None) -> bool:
+        """Says that the loop takes a loader's next batch now, for the backward that follows.
+
+        For loops whose batches are not taken in the order and number of their deliveries, and for
+        integrations; from the first call on nothing is taken from this loader by itself. `epoch`
+        and `batch_index` replace what was counted. Returns whether a delivered batch was waiting.
+        """
+        if self._state != "running" or self._wiring is None:
+            return False
+        return bool(
+            self._guard.wrap("trace.take()", self._wiring.observer.take)(loader, epoch, batch_index)
+        )
+
     def log(self, **values: float | Tensor) -> None:
         """Records values with the step that is open or has just ended: floats or 0-dim tensors.
 
