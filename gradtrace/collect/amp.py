@@ -15,13 +15,15 @@ REMEMBERED = 64
 """Scaled losses whose raw ones are known: more than any loop has under way."""
 
 
+_Scaled = tuple[weakref.ref[Tensor], Tensor, weakref.ref[Any]]
+"""The scaled loss, a copy of the raw one, and the scaler."""
+
+
 class LossScales:
     """Which raw loss a scaled one came from. Training thread."""
 
     def __init__(self) -> None:
-        self._scaled: deque[tuple[weakref.ref[Tensor], Tensor, weakref.ref[Any]]] = deque(
-            maxlen=REMEMBERED
-        )
+        self._scaled: deque[_Scaled] = deque(maxlen=REMEMBERED)
         self._unclaimed: weakref.ref[Any] | None = None
 
     def scaled(self, raw: Any, scaled: Any, by: Any) -> None:

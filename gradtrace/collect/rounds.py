@@ -56,7 +56,7 @@ class Rounds:
             last = self._after()
             return last is None or any(piece.has(last) for piece in pieces)
         if not self._seen:
-            return moved_all()
+            return len(pieces) == 1 and moved_all()
         if self._together is False:
             return True
         if self._together is None and len(pieces) > 1:
@@ -70,7 +70,7 @@ class Rounds:
         self._learn(pieces)
         if self._after is None and trigger is not None and len(pieces) > 1:
             self._together = not pieces[-1].has(trigger)
-        if self._after is None and len(pieces) > 1 and not self._together:
+        if self._after is None and len(pieces) > 1 and self._together is False:
             for piece in pieces:
                 piece.step.narrow(piece.own)
             return [piece.step for piece in pieces]
