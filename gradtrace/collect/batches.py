@@ -167,6 +167,7 @@ class Batches:
         self._asked: list[Callable[[], Any]] = []
         self._streams: list[Stream] = []
         self._by_hand: list[Batch] = []
+        self._idle: deque[Batch] = deque(maxlen=MOST_HELD)
         self.count = 0
 
     def wants(self, loader: Any) -> bool:
@@ -208,11 +209,12 @@ class Batches:
         """One more batch: `data` made of the dataset's `indices`, None where it has none."""
         index = stream.count
         stream.count += 1
-        if not torch.is_grad_enabled():
-            return  # an evaluation
         ids = self._sample_ids.of(data) if self._sample_ids is not None else _ids(indices)
         batch = Batch(stream.epoch, index, self.count, ids)
         self.count += 1
+        if not torch.is_grad_enabled():
+            self._idle.append(batch)  # an evaluation, or a step without gradients
+            return
         if len(stream.held) == MOST_HELD:
             stream.held.popleft()
         stream.held.append(_Held(batch, [weakref.ref(t) for t in _some_tensors(data)]))
@@ -223,17 +225,27 @@ class Batches:
     def ended(self, stream: Stream) -> None:
         """The iteration is over; what a loop has fetched ahead may still be taken."""
         stream.ended = True
-        if not stream.taken and len(stream.held) > 2:
-            stream.held.clear()
 
     @property
     def waiting(self) -> bool:
         """Whether anything was delivered since the last take."""
-        return bool(self._by_hand) or any(stream.fresh for stream in self._streams)
+        return bool(self._by_hand or self._idle) or any(s.fresh for s in self._streams)
 
-    def take(self) -> tuple[Batch, ...]:
-        """A backward has reached the traced parameters: the batches that led to it."""
+    def take(self, *, everything: bool = False) -> tuple[Batch, ...]:
+        """A backward has reached the traced parameters: the batches that led to it.
+
+        `everything` is for a step without a backward: all that was delivered since the last take,
+        also while gradients were switched off.
+        """
         taken, self._by_hand = self._by_hand, []
+        idle, self._idle = self._idle, deque(maxlen=MOST_HELD)
+        if everything:
+            taken += idle
+            for stream in self._streams:
+                taken += [one.batch for one in stream.held]
+                stream.held.clear()
+                stream.fresh = 0
+            return tuple(sorted(taken, key=lambda batch: batch.ordinal))
         for stream in self._streams:
             some = stream.take(self._note)
             if some and self._wanted is None and stream.rhythm.takes == 1 and stream.name:
@@ -248,6 +260,7 @@ class Batches:
     def clear(self) -> None:
         """Lets go of everything that is held."""
         self._streams, self._by_hand, self._known = [], [], []
+        self._idle.clear()
 
     def take_by_hand(
         self, loader: Any, epoch: int | None = None, batch_index: int | None = None

@@ -24,7 +24,7 @@ from gradtrace.collect.rounds import Piece, Rounds
 from gradtrace.collect.schedule import Schedule
 from gradtrace.collect.trainer import Trainer
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import ClipCall, LateLog, Part, Step
+from gradtrace.handover.step import Batch, ClipCall, LateLog, Part, Step
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
 from gradtrace.measure.reading import Pending, pending
@@ -85,6 +85,7 @@ class Collector:
         self._manual = False
         self._moved_in_backward: list[int] = []
         self._in_closure = False
+        self._carried: list[Batch] = []
         self._scaler_steps = 0
         self._part_count = 0
         self._divisor = 1.0
@@ -135,7 +136,8 @@ class Collector:
     @property
     def _eager(self) -> bool:
         # The first steps find out whether the loop changes gradients with code of its own.
-        unusual = self._clipping.changes_unannounced or self._manual
+        # Within a closure an optimizer of optimizers may use them at once.
+        unusual = self._clipping.changes_unannounced or self._manual or self._in_closure
         return (unusual or self._schedule.beginning) and self.open.due.gradients
 
     # -- batches, losses, values ---
@@ -162,7 +164,7 @@ class Collector:
         if not self.trainer.here():
             return
         self._ledger.zeroed()
-        if self._ledger.alive:
+        if self._ledger.alive and not self._in_closure:
             # Gradients that nothing has used: the forward that led to them has been measured, the
             # next one has not.
             self._settle()
@@ -197,7 +199,10 @@ class Collector:
         else:
             measured = self.open.take_measurements()
             measured.divisor = None if self.open.scale is None else Pending(self.open.scale)
-        if parts and not self._in_closure:
+        if self._in_closure:
+            # An evaluation that the optimizer has used before this one; the batch is the same.
+            self._carried += [batch for part in parts for batch in part.batches]
+        elif parts:
             self._discards.add(parts, measured)
             if self._discards.many:
                 self._accumulate()  # what forwards that came to nothing have left does not pile up
@@ -229,7 +234,8 @@ class Collector:
             return False  # another model's
         self._part_count += 1
         self.backwards += 1
-        part.batches = self._batches.take()
+        part.batches = (*self._carried, *self._batches.take())
+        self._carried = []
         self._discards.backward(written)
         self._reader.stale(written)
         self._clipping.unclipped(written)
@@ -367,7 +373,7 @@ class Collector:
                     self._read(everything)
                 self._measuring.after_update(open_, -1)
                 self._use(everything)
-                open_.batches += self._batches.take()
+                open_.batches += self._batches.take(everything=not open_.parts)
                 open_.ended = time.time()
             self._end(complete=True)
         elif self._pieces:
