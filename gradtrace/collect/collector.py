@@ -385,6 +385,7 @@ class Collector:
         self._close()
         self._measuring.forget()
         self._batches.clear()
+        self._ledger.clear()
 
     # -- the borders of steps ---
 
@@ -416,6 +417,13 @@ class Collector:
         parts = self._ledger.use(positions)
         parts, lost = self._discards.settle(parts, hand_made=not parts)
         self._foreign = False
+        self.open.used.update(positions)
+        if not parts and not self._manual and not self.open.parts:
+            self._note(
+                "loss",
+                "gradients were used that no backward has written since they were used last: "
+                "such steps have no loss; say what it is with trace.log(loss=...)",
+            )
         self.open.parts += parts
         self.open.lost += lost
         self._reader.gone(positions)
@@ -460,6 +468,12 @@ class Collector:
         """Writes down what only the end of a step tells, and hands it over."""
         spent = self._overhead()
         step.batches = [b for part in step.parts for b in part.batches] + step.batches
+        if step.used:
+            nobodys = self._owners.nobodys()
+            count = len(self._parameters.tensors)
+            if len(step.used) + len(nobodys) < count:
+                # Read, because a backward wrote them, but another optimizer's to use.
+                step.forget(set(range(count)).difference(nobodys))
         step.number = self._schedule.step
         step.rank = self._rank
         step.ended = step.ended or time.time()

@@ -229,6 +229,11 @@ class Ledger:
         accounts = self._accounts
         return any((a := accounts[i]) is not None and not a.used for i in positions)
 
+    def clear(self) -> None:
+        """Lets go of all accounts: the trace has ended."""
+        self._accounts = [None] * len(self._accounts)
+        self._unused = 0
+
     def waiting(self) -> list[int]:
         """The positions of all gradients that wait to be used."""
         return [i for i, a in enumerate(self._accounts) if a is not None and not a.used]

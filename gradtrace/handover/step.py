@@ -121,6 +121,8 @@ class Step:
     found_inf: list[Pending] = field(default_factory=list)
     skipped: bool = False
     remarks: set[str] = field(default_factory=set)
+    used: set[int] = field(default_factory=set)
+    """Positions whose gradients its optimizers have used."""
     stepped: list[Any] = field(default_factory=list)
     """Weak references to the optimizers that have stepped."""
     lost: list[Lost] = field(default_factory=list)
@@ -168,8 +170,10 @@ class Step:
             self.histograms = []
 
     def forget(self, positions: Iterable[int]) -> None:
-        """The gradients at these positions were thrown away: what was read of them is void."""
-        gone = frozenset(positions)
+        """These gradients were thrown away: what was read of them, unused as they were, is void."""
+        gone = frozenset(positions) - self.used
+        if not gone:
+            return
         self.void.append((len(self.tables), gone))
         self.histograms = [one for one in self.histograms if not one[0] <= gone]
 
@@ -201,6 +205,7 @@ class Step:
         self.skipped |= later.skipped
         self.remarks |= later.remarks
         self.stepped += later.stepped
+        self.used |= later.used
         self.lost += later.lost
         self.ended = max(self.ended, later.ended)
 

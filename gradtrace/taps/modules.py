@@ -52,6 +52,8 @@ class ModuleTap:
         self._forward: set[int] = set()
         self._recomputed: set[tuple[int, int]] = set()
         self._handle: Any = None
+        # Hooks on leaves, which outlive the graph that they were put into.
+        self._on_leaves: list[Any] = []
         self._last: _Last | None = None
         self._output = guard("the activation tap", self._seen)
         self._gradient = guard("the output gradient tap", self._arrived)
@@ -61,13 +63,19 @@ class ModuleTap:
         self._forward.clear()
         self._recomputed.clear()
         self._last = None
+        for hook in self._on_leaves:
+            hook.remove()
+        self._on_leaves.clear()
         if on and self._handle is None and self._names:
             self._handle = register_module_forward_hook(self._hook)
         elif not on:
             self.disarm()
 
     def disarm(self) -> None:
-        """Takes the global hook away."""
+        """Takes the hooks away."""
+        for hook in self._on_leaves:
+            hook.remove()
+        self._on_leaves.clear()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -115,7 +123,9 @@ class ModuleTap:
         listeners = [position]
         self._last = _Last(weakref.ref(tensor), tensor._version, store, listeners)
         if tensor.requires_grad:
-            tensor.register_hook(lambda gradient: self._gradient(listeners, gradient))
+            hook = tensor.register_hook(lambda gradient: self._gradient(listeners, gradient))
+            if tensor.is_leaf:
+                self._on_leaves.append(hook)
 
     def _arrived(self, listeners: list[int], gradient: Tensor) -> None:
         store = self._store.output_gradients
