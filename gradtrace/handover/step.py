@@ -106,8 +106,8 @@ class Step:
     """Those of the parts, and any that no backward of this step had."""
     clips: list[ClipCall] = field(default_factory=list)
     tables: list[tuple[str, list[Reading]]] = field(default_factory=list)
-    void: list[tuple[int, frozenset[int]]] = field(default_factory=list)
-    """How many tables there were when the gradients at these positions were thrown away."""
+    void: list[tuple[int, int, frozenset[int]]] = field(default_factory=list)
+    """From which table to before which one the rows at these positions count no more."""
     histograms: list[tuple[frozenset[int], list[Reading]]] = field(default_factory=list)
     """Positions, and the readings of their gradients' histograms."""
     counting: bool | None = None
@@ -164,7 +164,7 @@ class Step:
         self.due = due
         kept = [self.asks_for(table) for table, _ in self.tables]
         if not all(kept):
-            self.void = [(sum(kept[:at]), gone) for at, gone in self.void]
+            self.void = [(sum(kept[:a]), sum(kept[:b]), gone) for a, b, gone in self.void]
             self.tables = [one for one, keep in zip(self.tables, kept, strict=True) if keep]
         if not due.histograms:
             self.histograms = []
@@ -174,7 +174,7 @@ class Step:
         gone = frozenset(positions) - self.used
         if not gone:
             return
-        self.void.append((len(self.tables), gone))
+        self.void.append((0, len(self.tables), gone))
         self.histograms = [one for one in self.histograms if not one[0] <= gone]
 
     def take_measurements(self) -> Lost:
@@ -192,7 +192,8 @@ class Step:
         self.parts += [part for part in later.parts if part.number not in known]
         self.batches += later.batches
         self.clips += later.clips
-        self.void += [(len(self.tables) + at, gone) for at, gone in later.void]
+        before = len(self.tables)
+        self.void += [(before + a, before + b, gone) for a, b, gone in later.void]
         self.tables += later.tables
         for positions, readings in later.histograms:
             self.count(positions, readings)
