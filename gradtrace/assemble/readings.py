@@ -41,7 +41,8 @@ def joined(step: Step, table: str) -> Rows | None:
         return None
     if table == "gradients" and step.void:
         found = [
-            (at, _without(rows, [gone for n, gone in step.void if n > at])) for at, rows in found
+            (at, _without(rows, [gone for a, b, gone in step.void if a <= at < b]))
+            for at, rows in found
         ]
     return merged([rows for _, rows in found])
 

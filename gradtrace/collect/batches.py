@@ -260,6 +260,7 @@ class Batches:
     def clear(self) -> None:
         """Lets go of everything that is held."""
         self._streams, self._by_hand, self._known = [], [], []
+        self._datasets, self._asked, self._wanted = [], [], []
         self._idle.clear()
 
     def take_by_hand(

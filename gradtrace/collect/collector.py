@@ -357,7 +357,7 @@ class Collector:
             if self.open.due.gradients:
                 self._read(positions)
         self._measuring.after_update(self.open, id(optimizer))
-        self._stepped(optimizer, positions)
+        self._stepped(optimizer, positions, in_backward=in_backward)
         if in_backward:
             self._moved_in_backward += positions
         else:
@@ -404,21 +404,23 @@ class Collector:
             self.open = last
             self._own = self._pieces.pop().own
 
-    def _stepped(self, optimizer: Optimizer, positions: Sequence[int]) -> None:
-        self._use(positions)
+    def _stepped(
+        self, optimizer: Optimizer, positions: Sequence[int], *, in_backward: bool = False
+    ) -> None:
+        self._use(positions, in_backward=in_backward)
         for group in optimizer.param_groups:
             lr = group.get("lr", float("nan"))
             self.open.lr.append(pending(lr.detach().clone() if isinstance(lr, Tensor) else lr))
         self.open.stepped.append(weakref.ref(optimizer))
         self.open.ended = time.time()
 
-    def _use(self, positions: Sequence[int]) -> None:
+    def _use(self, positions: Sequence[int], *, in_backward: bool = False) -> None:
         """The gradients at these positions have been used: what led to them is this step's."""
         parts = self._ledger.use(positions)
         parts, lost = self._discards.settle(parts, hand_made=not parts)
         self._foreign = False
         self.open.used.update(positions)
-        if not parts and not self._manual and not self.open.parts:
+        if not (parts or in_backward or self._manual or self.open.parts or self.open.skipped):
             self._note(
                 "loss",
                 "gradients were used that no backward has written since they were used last: "
