@@ -74,6 +74,9 @@ class Rounds:
             for piece in pieces:
                 piece.step.narrow(piece.own)
             return [piece.step for piece in pieces]
+        for piece in pieces:
+            # A backward may have written gradients that are another piece's to use.
+            piece.step.forget(set().union(*(one.step.used for one in pieces if one is not piece)))
         first = pieces[0].step
         first.narrow(pieces[0].own)
         for piece in pieces[1:]:
