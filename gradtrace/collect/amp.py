@@ -38,7 +38,7 @@ class LossScales:
         if len(outputs) == 1:
             for ref, raw, by in self._scaled:
                 if ref() is outputs[0]:
-                    loss, used = raw, by
+                    loss, used = backward.loss_of((raw,), weights), by
         scale = None if used is None else scaler.loss_scale(used)
         if loss is None:
             loss = backward.loss_of(outputs, weights)

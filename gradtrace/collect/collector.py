@@ -194,7 +194,11 @@ class Collector:
         else:
             measured = self.open.take_measurements()
             measured.divisor = None if self.open.scale is None else Pending(self.open.scale)
-        if parts and not self._in_closure:
+        if self._in_closure:
+            # The optimizer evaluates the same batches again, and moves by the last evaluation.
+            again = [batch for part in parts for batch in part.batches]
+            self.open.batches = again + self.open.batches
+        elif parts:
             self._discards.add(parts, measured)
             if self._discards.many:
                 self._accumulate()  # what forwards that came to nothing have left does not pile up
@@ -235,7 +239,7 @@ class Collector:
             self.open.scale = scale
             self._reader.scaled(written)
         if self._moved_in_backward:
-            self._after_moving_backward(part, written)
+            self._after_moving_backward(part)
             return True
         if self._eager:
             self._read(written)
@@ -243,13 +247,12 @@ class Collector:
             self._measuring.before_update(self.open, -1, written)
         return True
 
-    def _after_moving_backward(self, part: Part, written: list[int]) -> None:
-        """Optimizers have stepped inside the backward; another may use the rest of it."""
+    def _after_moving_backward(self, part: Part) -> None:
+        """Optimizers have stepped inside the backward; another that uses the rest joins them."""
         self._moved_in_backward = []
         part.used = True
         self.open.parts.append(part)
-        if not self._ledger.unused(written):
-            self._end()
+        self._end()
 
     # -- clipping ---
 
@@ -449,7 +452,8 @@ class Collector:
     def _seal(self, step: Step) -> None:
         """Writes down what only the end of a step tells, and hands it over."""
         spent = self._overhead()
-        step.batches = [b for part in step.parts for b in part.batches] + step.batches
+        step.batches += [batch for part in step.parts for batch in part.batches]
+        step.batches.sort(key=lambda batch: batch.ordinal)
         step.number = self._schedule.step
         step.rank = self._rank
         step.ended = step.ended or time.time()
