@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gradtrace.assemble.clipping import clip_of, covers, sort_out
+from gradtrace.assemble.clipping import clip_of, covers, known_norm, sort_out
 from gradtrace.assemble.readings import (
     ParameterTables,
     Rows,
@@ -45,8 +45,8 @@ class Assembler:
         weights = joined(step, "weights")
         clip = clip_of(calls, norms)
         grad_norm = None if norms is None else l2(norms[1])
-        if grad_norm is None and clip is not None and covers(step):
-            grad_norm = clip.norm_before
+        if grad_norm is None and covers(step):
+            grad_norm = known_norm(step.clips[0])
         seconds = None if self._last_time is None else step.ended - self._last_time
         self._last_time = step.ended
         refs = {id(batch): batch_ref(batch) for batch in step.batches}

@@ -28,8 +28,8 @@ def sort_out(
     """
     clips: list[ClipCall] = []
     for call in calls:
-        if call.kind == "norm" and math.isinf(known(call.threshold)):
-            continue  # a way to measure the norm
+        if not call.inferred and math.isinf(known(call.threshold)):
+            continue  # a way to measure
         if call.inferred and measured is not None:
             before, after = _pair(call, measured)
             if before is not None and after is not None and _grew(l2(before), l2(after)):
@@ -46,6 +46,11 @@ def covers(step: Step) -> bool:
         and step.clips[0].order == 2.0
         and set(step.shown.tolist()) <= set(step.clips[0].positions)
     )
+
+
+def known_norm(call: ClipCall) -> float | None:
+    """The norm that a call computed, if it did."""
+    return None if call.norm is None else call.norm.number
 
 
 def _grew(before: float, after: float) -> bool:

@@ -42,7 +42,7 @@ class LossScales:
         if len(outputs) == 1:
             for ref, raw, scaled_by in self._scaled:
                 if ref() is outputs[0]:
-                    loss, used = raw, scaled_by
+                    loss, used = backward.loss_of((raw,), weights), scaled_by
         by = None if used is None else used()
         scale = None if by is None else scaler.loss_scale(by)
         if loss is None:

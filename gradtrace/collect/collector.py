@@ -243,7 +243,7 @@ class Collector:
             self.open.scale = scale
             self._reader.scaled(written)
         if self._moved_in_backward:
-            self._after_moving_backward(part, written)
+            self._after_moving_backward(part)
             return True
         if self._eager:
             self._read(written)
@@ -251,13 +251,12 @@ class Collector:
             self._measuring.before_update(self.open, -1, written)
         return True
 
-    def _after_moving_backward(self, part: Part, written: list[int]) -> None:
-        """Optimizers have stepped inside the backward; another may use the rest of it."""
+    def _after_moving_backward(self, part: Part) -> None:
+        """Optimizers have stepped inside the backward; another that uses the rest joins them."""
         self._moved_in_backward = []
         part.used = True
         self.open.parts.append(part)
-        if not self._ledger.unused(written):
-            self._end()
+        self._end()
 
     # -- clipping ---
 
@@ -469,7 +468,8 @@ class Collector:
     def _seal(self, step: Step) -> None:
         """Writes down what only the end of a step tells, and hands it over."""
         spent = self._overhead()
-        step.batches = [b for part in step.parts for b in part.batches] + step.batches
+        step.batches += [batch for part in step.parts for batch in part.batches]
+        step.batches.sort(key=lambda batch: batch.ordinal)
         if step.used:
             nobodys = self._owners.nobodys()
             count = len(self._parameters.tensors)

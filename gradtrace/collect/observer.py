@@ -50,7 +50,7 @@ class Observer:
         wrap = guard.wrap
         self.before_backward = wrap("the backward tap", self._before_backward)
         self.after_backward = wrap("the backward tap", self._after_backward)
-        self.zeroed = collector.zeroed
+        self.zeroed = wrap("the zeroing tap", collector.zeroed)
         self.before_clip = wrap("the clipping tap", collector.before_clip)
         self.after_norm_clip = wrap("the clipping tap", self._after_norm_clip)
         self.after_value_clip = wrap("the clipping tap", self._after_value_clip)

@@ -35,8 +35,9 @@ class Rounds:
     different backwards are held open until it shows whether they make a round, in which every
     optimizer steps once (a GAN), or are phases, in which one steps several times (PPO): an
     optimizer that steps again while others have stepped since begins the next round; one that steps
-    twice in a row shows that the pieces before it were steps of their own. `step_after`, if given,
-    decides alone: a step ends when that optimizer has stepped.
+    twice in a row shows that the pieces before it were steps of their own; at the end of a run that
+    has shown neither they are a round. `step_after`, if given, decides alone: a step ends when that
+    optimizer has stepped.
     """
 
     def __init__(self, step_after: Optimizer | None = None) -> None:
@@ -61,6 +62,8 @@ class Rounds:
             return True
         if self._together is None and len(pieces) > 1:
             return False
+        if not self._seen:
+            return moved_all()
         return all(any(piece.has(one) for piece in pieces) for one in list(self._seen))
 
     def steps(self, pieces: Sequence[Piece], trigger: Optimizer | None) -> list[Step]:

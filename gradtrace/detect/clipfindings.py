@@ -30,10 +30,6 @@ TURNS = 20
 """Cosines that "direction" looks at."""
 
 _REMARKS = {
-    "no effect": (
-        "clipping is called with an infinite threshold and changes nothing",
-        "give clip_grad_norm_ the norm you want",
-    ),
     "no gradients": (
         "clipping is called when there are no gradients",
         "call it after backward and before zero_grad, with a list of parameters, not an iterator",
@@ -69,7 +65,6 @@ class ClipJudge:
     def update(self, record: StepRecord) -> list[ClipFinding]:
         """The findings that this record completes."""
         clip = record.clip
-        remarks = set(record.remarks)
         self._norms.add(clipped_norm(record))
         if clip is not None:
             self._calls += 1
@@ -77,12 +72,10 @@ class ClipJudge:
             self._clipped.append(clip.clipped)
             if clip.clipped and math.isfinite(clip.coefficient):
                 self._coefficients.append(clip.coefficient)
-            if clip.kind == "norm" and math.isinf(clip.threshold):
-                remarks.add("no effect")
-        self._remarks.update(remarks)
+        self._remarks.update(record.remarks)
         found = [
             self._finding(record, name, {"steps": float(self._remarks[name])})
-            for name in sorted(remarks)
+            for name in sorted(record.remarks)
             if self._remarks[name] >= ODD_REPEATS
         ]
         found += [self._always(record), self._never(record), self._direction(record)]
@@ -150,7 +143,7 @@ class ClipJudge:
         if clip is None or self._ever or self._calls % NEVER_EVERY or "never" in self._told:
             return None
         if math.isinf(clip.threshold):
-            return None  # which has a finding of its own
+            return None  # a way to measure, in runs written before this was known
         ordinary = ordinary_norm(self._norms.values)
         if ordinary is None or not never_engages(clip.threshold, ordinary):
             return None

@@ -150,7 +150,7 @@ class LevelShift(Event):
 class ClipFinding(Event):
     """Something about how this run clips that its user should know.
 
-    `finding` names it: "always", "never", "no effect", "after the step", "no gradients", "twice",
+    `finding` names it: "always", "never", "after the step", "no gradients", "twice",
     "still scaled", "direction". `evidence` holds the numbers it rests on.
     """
 

@@ -174,14 +174,17 @@ def test_values_that_are_not_finite_are_counted(lane: str) -> None:
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     driven = Driven(net)
-    driven.backward(loss_of(net, 2))
-    bad = net[2].weight.grad
-    assert isinstance(bad, Tensor)
-    with torch.no_grad():
+
+    def spoilt(gradient: Tensor) -> Tensor:
+        bad = gradient.clone()
         bad[0, :3] = math.nan
         bad[1, 0] = math.inf
-    driven.collector._reader.settle()  # as if the backward had written them
-    driven.collector._reader._fresh.clear()
+        return bad
+
+    weight = net[2].weight
+    assert isinstance(weight, Tensor)
+    weight.register_hook(spoilt)
+    driven.backward(loss_of(net, 2))
     driven.step(optimizer)
     [record] = driven.records()
     assert record.gradients is not None
@@ -236,14 +239,15 @@ def test_one_clip_over_everything_gives_the_norm(lane: str) -> None:
     optimizer = torch.optim.SGD(trained, lr=0.1)
     driven = Driven(net, Sampling(gradients=0, activations=0, updates=0, first=0))
     norms = []
-    for parameters_ in (trained, trained[:1]):
+    for limit, parameters_ in ((1e-3, trained), (math.inf, trained), (1e-3, trained[:1])):
         net.zero_grad()
         driven.backward(loss_of(net, 5))
         norms.append(total(gradients(net)))
-        driven.clip_norm(1e-3, parameters_)
+        driven.clip_norm(limit, parameters_)
         driven.step(optimizer)
-    whole, part = driven.records()
-    assert whole.grad_norm == pytest.approx(norms[0], rel=1e-5)
+    whole, measured, part = driven.records()
+    assert whole.grad_norm == pytest.approx(norms[0], rel=1e-5) and whole.clip is not None
+    assert measured.grad_norm == pytest.approx(norms[1], rel=1e-5) and measured.clip is None
     assert part.grad_norm is None and part.clip is not None
 
 

@@ -36,7 +36,7 @@ def test_a_scaled_loss_is_known_by_what_it_was() -> None:
     for raw in raws:
         raw.fill_(-1.0)
     for k in (2, 0, 1):
-        assert told(losses.loss((results[k],))) == (float(k), 8.0)
+        assert told(losses.loss((results[k],), ())) == (float(k), 8.0)
 
 
 def test_each_scaler_has_its_own_scale() -> None:
@@ -44,30 +44,39 @@ def test_each_scaler_has_its_own_scale() -> None:
     losses, first, second = LossScales(), scaler(8.0), scaler(32.0)
     one = scaled(losses, torch.tensor(1.0), first)
     scaled(losses, torch.tensor(2.0), second)
-    assert told(losses.loss((one,))) == (1.0, 8.0)
+    assert told(losses.loss((one,), ())) == (1.0, 8.0)
 
 
 def test_a_scaled_loss_that_was_changed_is_divided() -> None:
     """Where it was changed after scaling, the scaler used last gives the scale."""
     losses, by = LossScales(), scaler()
     result = scaled(losses, torch.tensor(4.0), by)
-    assert told(losses.loss((result / 2,))) == (2.0, 8.0)
+    assert told(losses.loss((result / 2,), ())) == (2.0, 8.0)
 
 
 def test_a_loss_without_a_scaler_is_itself() -> None:
     """Also after a scaler's loss has been claimed, and while a scaler is switched off."""
     losses, by = LossScales(), scaler()
-    losses.loss((scaled(losses, torch.tensor(1.0), by),))
-    assert told(losses.loss((torch.tensor(3.0),))) == (3.0, None)
+    losses.loss((scaled(losses, torch.tensor(1.0), by),), ())
+    assert told(losses.loss((torch.tensor(3.0),), ())) == (3.0, None)
     off = scaler(enabled=False)
-    assert told(losses.loss((scaled(losses, torch.tensor(5.0), off),))) == (5.0, None)
+    assert told(losses.loss((scaled(losses, torch.tensor(5.0), off),), ())) == (5.0, None)
 
 
 def test_what_is_no_scalar_has_a_scale_and_no_loss() -> None:
     """A backward from several values has no loss to tell; how they were multiplied is known."""
     losses, by = LossScales(), scaler()
     result = scaled(losses, torch.ones(3), by)
-    assert told(losses.loss((result,))) == (None, 8.0)
+    assert told(losses.loss((result,), ())) == (None, 8.0)
+
+
+def test_the_weight_of_a_loss_counts() -> None:
+    """`scaled.backward(weight)` minimises the weighted loss, also where the raw one is known."""
+    losses, by = LossScales(), scaler()
+    result = scaled(losses, torch.tensor(4.0), by)
+    assert told(losses.loss((result,), (torch.tensor(0.25),))) == (1.0, 8.0)
+    result = scaled(losses, torch.tensor(4.0), by)
+    assert told(losses.loss((result * 2,), (torch.tensor(0.25),))) == (2.0, 8.0)
 
 
 def test_no_loss_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,4 +90,4 @@ def test_no_loss_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gone() is None
     results = [scaled(losses, torch.tensor(float(k)), by) for k in range(9)]
     assert len(losses._scaled) == 4
-    assert told(losses.loss((results[-1],))) == (8.0, 8.0)
+    assert told(losses.loss((results[-1],), ())) == (8.0, 8.0)

@@ -10,7 +10,8 @@ from driven import EVERYTHING, Driven, values
 from torch import nn
 
 from gradtrace.collect.clipping import Clipping
-from gradtrace.handover.step import ClipCall, Step
+from gradtrace.collect.ledger import Ledger
+from gradtrace.handover.step import ClipCall, Part, Step
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
 from gradtrace.sampling import Sampling
@@ -25,17 +26,20 @@ class Watched:
         self.parameters = Parameters({"": self.model}, Sampling())
         self.reader = GradientReader(self.parameters)
         self.notes: list[str] = []
+        self.ledger = Ledger(self.parameters)
         self.clipping = Clipping(
-            self.parameters, self.reader, lambda source, text: self.notes.append(text)
+            self.parameters, self.reader, self.ledger, lambda source, text: self.notes.append(text)
         )
         self.step = Step(EVERYTHING.due(0))
         self.given = list(self.model.parameters())
         self.backward()
 
     def backward(self) -> None:
-        before = self.reader.before_backward()
+        self.ledger.settle()
         torch.stack([p.square().sum() for p in self.given]).sum().backward()
-        self.clipping.written(self.reader.after_backward(before))
+        written = self.ledger.written(Part(0, None))
+        self.reader.stale(written)
+        self.clipping.unclipped(written)
 
     def remarks(self, *positions: int, first: bool = False) -> set[str]:
         given = [self.given[i] for i in positions]
@@ -61,7 +65,7 @@ def test_a_call_without_gradients() -> None:
 def test_a_call_after_the_step() -> None:
     """Gradients that an optimizer has used already, but for the run's first step."""
     watched = Watched()
-    watched.clipping.used([0, 1])
+    watched.ledger.use([0, 1])
     assert watched.remarks(0, 1, first=True) == set()
     assert watched.remarks(1, 2) == set()
     assert watched.remarks(0, 1) == {"after the step"}
@@ -81,7 +85,10 @@ def test_a_call_on_scaled_gradients() -> None:
 def test_a_second_call_on_the_same_gradients() -> None:
     """Other layers' calls, and changes nobody announced, are no first call."""
     watched = Watched()
-    watched.clipping.after(watched.step, ClipCall("custom", (2, 3), inferred=True))
+    watched.reader.read(range(4), full=True)
+    assert watched.given[2].grad is not None
+    watched.given[2].grad.mul_(0.5)
+    watched.clipping.watch_changes(watched.step, range(4))
     watched.clipping.after(watched.step, ClipCall("norm", (0, 1)))
     assert watched.remarks(2, 3) == set()
     assert watched.remarks(1, 2) == {"twice"}
@@ -116,9 +123,9 @@ def test_without_numbers_from_before_it_is_noted() -> None:
 def test_what_a_call_changed_is_announced() -> None:
     """After a clipping call no change is news, until the next backward."""
     watched = Watched()
-    watched.clipping.after(watched.step, ClipCall("norm", (0,)))
     assert watched.given[0].grad is not None
     watched.given[0].grad.mul_(0.5)
+    watched.clipping.after(watched.step, ClipCall("norm", (0,)))
     watched.clipping.watch_changes(watched.step, range(4))
     assert not watched.clipping.changes_unannounced
     watched.backward()

@@ -81,7 +81,7 @@ def test_a_full_lane_goes_without_histograms() -> None:
     [note] = watched.notes
     assert note.startswith("histograms: ") and "Sampling(histograms=7)" in note
     fresh = watched.step()
-    watched.reader.next_step()
+    watched.reader.gone(range(4))
     watched.measuring.gradients(fresh, range(4), None)
     assert fresh.histograms and len(watched.notes) == 1
 

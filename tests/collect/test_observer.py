@@ -33,11 +33,15 @@ class Heard:
         self.armed = callback
         callback(DUE._replace(activations=False))
 
+    def zeroed(self) -> None:
+        self.calls.append(("zeroed", None))
+
     def before_backward(self) -> str:
         return "token"
 
-    def after_backward(self, token: Any, loss: Any, scale: Any) -> None:
+    def after_backward(self, token: Any, loss: Any, scale: Any) -> bool:
         self.calls.append(("backward", (token, number(loss), number(scale))))
+        return True
 
     def before_clip(self, parameters: Any) -> tuple[int, ...]:
         return tuple(range(len(list(parameters))))
@@ -144,8 +148,9 @@ def test_a_scaler_is_told_around_the_step() -> None:
             scaler.update()
     names = watching.heard.names()
     assert names == [
-        *("backward", "unscaled", "before scaler step", "before step", "after step"),
-        *("after scaler step", "backward", "unscaled", "before scaler step", "after scaler step"),
+        *("zeroed", "backward", "unscaled", "before scaler step", "before step", "after step"),
+        *("after scaler step", "zeroed", "backward", "unscaled"),
+        *("before scaler step", "after scaler step"),
     ]
     told = dict(watching.heard.calls)
     assert told["backward"][2] == 8.0 and told["unscaled"] == 8.0
@@ -153,7 +158,7 @@ def test_a_scaler_is_told_around_the_step() -> None:
 
 
 def test_a_closure_is_told() -> None:
-    """Its backward lies within the step."""
+    """Its backward, and the zeroing before it, lie within the step."""
     with ExitStack() as stack:
         watching = Watching(stack)
 
@@ -164,7 +169,7 @@ def test_a_closure_is_told() -> None:
             return float(loss.detach())
 
         watching.optimizer.step(closure)
-    assert watching.heard.names() == ["before step", "backward", "after step"]
+    assert watching.heard.names() == ["before step", "zeroed", "backward", "after step"]
     assert watching.heard.calls[0][1] == (True, False)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrace.handover.step import Batch, ClipCall, LateLog, Part, Step
+from gradtrace.handover.step import Batch, ClipCall, LateLog, Lost, Part, Step
 from gradtrace.measure.reading import Pending, Reading
 from gradtrace.sampling import Sampling
 
@@ -24,7 +24,7 @@ def reading() -> Reading:
 
 
 HAPPENED: dict[str, Callable[[Step], object]] = {
-    "a backward": lambda step: step.add_part(None),
+    "a backward": lambda step: step.parts.append(Part(0, None)),
     "an optimizer": lambda step: step.stepped.append(None),
     "a clip": lambda step: step.clips.append(ClipCall("norm", (0,))),
     "a measurement": lambda step: step.tables.append(("gradients", [])),
@@ -43,35 +43,42 @@ def test_what_makes_a_step(case: str) -> None:
     assert step
 
 
-def test_batches_belong_to_the_backward_that_follows() -> None:
-    """Each backward has those since the one before; what comes later waits for the next."""
-    step = Step(DUE)
-    first, second, third = batches(0, 1, 2)
-    step.batches += [first, second]
-    step.add_part(torch.tensor(1.0))
-    step.add_part(None)
-    step.batches.append(third)
-    assert [part.batches for part in step.parts] == [(first, second), ()]
-    assert step.parts[1].loss is None
-    step.add_part(torch.tensor(2.0))
-    assert step.parts[2].batches == (third,)
-
-
-@pytest.mark.parametrize("late", [0, 1])
-def test_a_later_piece_keeps_its_own_batches(late: int) -> None:
-    """What came after the first piece's last backward is nobody's, also for what follows."""
-    one, two, three, four = batches(0, 1, 2, 3)
-    first, second = Step(DUE), Step(DUE)
-    first.batches.append(one)
-    first.add_part(None)
-    first.batches += [two][:late]
-    second.batches.append(three)
-    second.add_part(None)
+def test_a_backward_that_both_pieces_used_is_one() -> None:
+    """Two optimizers may use the gradients of one backward: joined, it is there once."""
+    shared, own = Part(0, None), Part(1, None)
+    first, second = Step(DUE, parts=[shared]), Step(DUE, parts=[shared, own])
     first.absorb(second)
-    first.batches.append(four)
-    first.add_part(None)
-    assert [part.batches for part in first.parts] == [(one,), (three,), (four,)]
-    assert first.batches == [one, *[two][:late], three, four]
+    assert first.parts == [shared, own]
+
+
+def test_measurements_go_with_the_gradients() -> None:
+    """What was read of thrown-away gradients, and done to them, leaves the step; the rest stays."""
+    step = Step(DUE, batches=batches(0), remarks={"twice"})
+    read, weights = reading(), reading()
+    step.tables = [("gradients", [read]), ("weights", [weights])]
+    step.clips.append(ClipCall("norm", (0,)))
+    step.count([0], [reading()])
+    lost = step.take_measurements()
+    assert lost.tables == [("gradients", [read])] and len(lost.clips) == 1
+    assert step.tables == [("weights", [weights])] and step.batches == batches(0)
+    assert (step.clips, step.histograms, step.remarks) == ([], [], set())
+
+
+def test_what_was_read_of_some_gradients_may_be_void() -> None:
+    """Where others are still in use: tables so far do not count for them, later ones do."""
+    first, second = Step(DUE), Step(DUE)
+    first.tables = [("weights", []), ("gradients", [])]
+    second.tables = [("gradients", [])]
+    second.count([0], [reading()])
+    second.count([1, 2], [reading()])
+    second.forget([0, 1])
+    second.tables.append(("gradients", []))
+    assert second.void == [(1, frozenset({0, 1}))]
+    assert [positions for positions, _ in second.histograms] == [{1, 2}]
+    first.absorb(second)
+    assert first.void == [(3, frozenset({0, 1}))]
+    first.narrow(Sampling(updates=0, activations=0).due(99))
+    assert first.void == [(2, frozenset({0, 1}))] and len(first.tables) == 3
 
 
 def test_pieces_are_joined() -> None:
@@ -138,12 +145,12 @@ def test_a_histogram_replaces_an_earlier_one_of_the_same_gradients() -> None:
 
 def test_everything_that_has_to_arrive_is_named_once() -> None:
     """Each cell of a step, wherever it stands, once; numbers that are known are none."""
-    cells = [Pending(torch.tensor(float(k))) for k in range(9)]
-    table, after, counted = reading(), reading(), reading()
+    cells = [Pending(torch.tensor(float(k))) for k in range(13)]
+    table, after, counted, thrown = reading(), reading(), reading(), reading()
     table.divisor = cells[0]
     step = Step(
         DUE,
-        parts=[Part(cells[1], ()), Part(None, ())],
+        parts=[Part(0, cells[1]), Part(1, None)],
         clips=[
             ClipCall("value", (0,), cells[2], cells[3], after=[after], cosine=cells[4]),
             ClipCall("norm", (0,), 0.5),
@@ -154,8 +161,16 @@ def test_everything_that_has_to_arrive_is_named_once() -> None:
         lr=[cells[6], 0.1],
         divisor=cells[7],
         found_inf=[cells[8]],
+        lost=[
+            Lost(
+                [Part(2, cells[9])],
+                tables=[("gradients", [thrown])],
+                clips=[ClipCall("norm", (0,), cells[10], cells[11])],
+                divisor=cells[12],
+            )
+        ],
     )
-    expected = {*cells, *table.pending, *after.pending, *counted.pending}
+    expected = {*cells, *table.pending, *after.pending, *counted.pending, *thrown.pending}
     found = list(step.cells())
     assert set(found) == expected and len(found) == len(expected)
 

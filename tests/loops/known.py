@@ -344,6 +344,9 @@ KEPT: dict[str, str] = {
         ),
         "replaced parameters live as long as the trace",
     ),
+    # loaders
+    "workers": "the loader is part of a cycle: its workers end five seconds late",
+    "workers_watched": "the loader is part of a cycle: its workers end five seconds late",
     # beside
     "pickled_inside": (
         "AttributeError: Can't pickle local object '_wrap.<locals>.wrap.<locals>._get_iterator'"

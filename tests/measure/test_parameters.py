@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -60,7 +62,7 @@ def test_only_what_is_selected_is_watched() -> None:
 
 
 def test_new_parameters_come_last_and_old_ones_stay() -> None:
-    """Positions of what was known do not change, not even when it leaves the model."""
+    """Positions of what was known do not change; what leaves the model is watched no longer."""
     model = nn.ModuleDict({"b": nn.Linear(2, 2)})
     found = of(model)
     assert not found.refresh()
@@ -68,29 +70,39 @@ def test_new_parameters_come_last_and_old_ones_stay() -> None:
     gone = model.pop("b")
     assert found.refresh()
     assert found.names == ("b.weight", "b.bias", "a.weight", "a.bias")
-    assert found.positions([gone.weight, model["a"].weight]) == (0, 2)
+    assert found.positions([gone.weight, model["a"].weight]) == (2,)
+    assert found.replaced == {0, 1}
     assert not found.refresh()
+    model["b"] = gone
+    assert found.refresh() and found.positions([gone.weight]) == (0,)
+    assert len(found.names) == 4
 
 
-def test_versions_tell_every_change() -> None:
-    """A gradient written in place, replaced or removed has another fingerprint; a read has not."""
+def test_a_replaced_parameter_keeps_name_and_position() -> None:
+    """Whatever its shape; the old tensor is let go, and its number in memory means nothing."""
     model = three()
     found = of(model)
-    assert found.versions() == [None] * 4
-    model(noise(2, 3)).sum().backward()
-    known = found.versions()
-    weight = found.tensors[0]
-    assert weight.grad is not None
-    float(weight.grad.sum())
-    assert found.versions() == known
-    weight.grad.mul_(2)
-    assert found.versions()[0] != known[0] and found.versions()[1:] == known[1:]
-    known = found.versions()
-    kept, weight.grad = weight.grad, weight.grad.clone()
-    assert found.versions()[0] != known[0]
-    weight.grad = None
-    assert found.versions()[0] is None
-    del kept
+    names, first = found.names, model[0]
+    assert isinstance(first, nn.Linear)
+    old = weakref.ref(first.weight)
+    first.weight = nn.Parameter(torch.randn(5, 3))
+    assert found.refresh() and not found.refresh()
+    assert found.names == names and found.replaced == {0}
+    assert found.tensors[0] is first.weight and found.positions([first.weight]) == (0,)
+    gc.collect()
+    assert old() is None
+    assert found.holds([first.weight, nn.Parameter(torch.zeros(1))], [0, None])
+    assert not found.holds([nn.Parameter(torch.zeros(1))], [0])
+
+
+def test_a_parameter_that_is_renamed_is_the_same() -> None:
+    """A wrapper that comes later puts a prefix before every name: the first ones stay."""
+    inner = nn.Linear(2, 2)
+    model = nn.Sequential(inner)
+    found = of(model)
+    model[0] = nn.Sequential(inner)  # was "0.weight", is "0.0.weight"
+    assert not found.refresh()
+    assert found.names == ("0.weight", "0.bias") and found.positions([inner.weight]) == (0,)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -321,7 +321,7 @@ def closure(tracing: Tracing, device: str = "cpu") -> Outcome:
                 return loss
 
             out.keep("loss", optimizer.step(evaluate))
-            out.losses.append(losses)
+            out.losses.append(losses[-1:])  # only these gradients moved what is left at the end
             out.clips.append(0)
             out.batches.append([ids_of(index)])
     return out.finish(model)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gradtrace.taps.backward import backward_target, in_backward, loss_of
+from gradtrace.taps.backward import backward_target, described, in_backward, loss_of
 from gradtrace.taps.patches import registry
 
 
@@ -20,6 +20,7 @@ class Watching:
     def __init__(self) -> None:
         self.parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
         self.told: list[tuple[str, Any, Any]] = []
+        self.losses: list[Tensor | None] = []
 
     @property
     def loss(self) -> Tensor:
@@ -33,8 +34,11 @@ class Watching:
         self.told.append(("before", len(outputs), self._grad()))
         return f"token {len(self.told)}"
 
-    def after_backward(self, outputs: tuple[Tensor, ...], token: Any) -> None:
+    def after_backward(
+        self, outputs: tuple[Tensor, ...], weights: tuple[Any, ...], token: Any
+    ) -> None:
         self.told.append(("after", token, self._grad()))
+        self.losses.append(loss_of(outputs, weights))
 
     @property
     def names(self) -> list[str]:
@@ -165,13 +169,38 @@ def test_a_loss_is_a_copy() -> None:
 
 
 def test_losses_are_added() -> None:
-    """Several scalars are one loss; a tensor that is none leaves no loss to tell."""
-    one, two = torch.tensor(1.25), torch.tensor(2.5)
+    """Several are one loss, of whatever shape each single value has; more values are none."""
+    one, two = torch.tensor(1.25), torch.tensor([[2.5]])
     found = loss_of((one, two))
     assert found is not None and float(found) == 3.75 and float(one) == 1.25
+    assert found.shape == ()
     assert loss_of((one, torch.ones(2))) is None
-    assert loss_of((torch.ones(1),)) is None
     assert loss_of(()) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [([1.0, 0.01], 4.04), ([None, 0.5], 6.0), ([0.0, None], 4.0), ([None, None], 8.0)],
+)
+def test_losses_have_their_weights(
+    watching: Watching, weights: list[float | None], expected: float
+) -> None:
+    """What `torch.autograd.backward` was given as gradients of losses multiplies them."""
+    losses = [watching.parameter.sum() + 1.0, watching.parameter.square().sum() - 1.0]
+    given: Any = [None if w is None else torch.tensor(w) for w in weights]
+    torch.autograd.backward(losses, given)
+    [found] = watching.losses
+    assert found is not None and float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_shows_no_loss_is_described() -> None:
+    """In words that tell a GradientEdge from tensors of some shape."""
+    parameter = torch.ones(2, requires_grad=True)
+    edge = torch.autograd.graph.get_gradient_edge(parameter * 2)
+    assert loss_of((edge,)) is None
+    assert described((edge,)) == "a GradientEdge"
+    assert described((torch.ones(2),)) == "a tensor of shape (2,)"
+    assert described([torch.ones(2), torch.ones(())]) == "tensors of shape (2,), ()"
 
 
 class Named(Tensor):

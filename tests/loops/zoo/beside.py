@@ -27,6 +27,45 @@ def side_by_side(truth: Truth, tracer: Tracer) -> None:
     run.finish(loaders=[loader, other], batch=x)
 
 
+def two_forwards(truth: Truth, tracer: Tracer) -> None:
+    """FixMatch: a forward for a batch of each of two loaders, one backward for both."""
+    run, loader, other = Training(truth), loader_of(48), loader_of(50, 5)
+    with tracer(run.model, loader=[loader, other]):
+        iterator = iter(other)
+        for k, (index, x, y) in enumerate(loader):
+            loss = squared(run.model, x, y)
+            if k < 10:
+                more, a, b = next(iterator)
+                loss = loss + squared(run.model, a, b)
+            loss.backward()
+            batches = [(0, k, ids(index)), (0, k, ids(more))]
+            truth.backward(loss, *batches[: 2 if k < 10 else 1])
+            truth.gradients(run.model)
+            run.use()
+    run.finish(loaders=[loader, other], batch=x)
+
+
+def pairs(truth: Truth, tracer: Tracer) -> None:
+    """Two batches of one loader are drawn for each step: both, or none and a note.
+
+    At the first step this looks as if one batch were fetched ahead.
+    """
+    run, loader = Training(truth), loader_of(96)
+    with tracer(run.model, loader=loader):
+        iterator = iter(loader)
+        for k, (index, x, y) in enumerate(iterator):
+            more, a, b = next(iterator)
+            loss = squared(run.model, torch.cat([x, a]), torch.cat([y, b]))
+            loss.backward()
+            truth.backward(loss, (0, 2 * k, ids(index)), (0, 2 * k + 1, ids(more)))
+            truth.gradients(run.model)
+            run.truth.step(run.optimizer, lacks={"batches"})
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+    truth.quiet = False
+    run.finish(loader=loader, batch=x)
+
+
 def begun_again(truth: Truth, tracer: Tracer) -> None:
     """Two loaders, the shorter begun again whenever it ends; steps are counted, not epochs."""
     run, loader, other = Training(truth), loader_of(48), loader_of(20)
@@ -95,6 +134,8 @@ def pickled_inside(truth: Truth, tracer: Tracer) -> None:
 
 LOOPS = (
     side_by_side,
+    two_forwards,
+    pairs,
     begun_again,
     taken_by_hand,
     copied,

@@ -48,6 +48,9 @@ def over(
     if not given and not watched:
         truth.quiet = False  # which loader is taken for training may be said
     run.finish(loader=loader, batch=x)
+    iterator: Any = loader._iterator
+    if iterator is not None:
+        iterator._shutdown_workers()  # in a cycle, they would be waited for
 
 
 def nobody_told(truth: Truth, tracer: Tracer) -> None:
