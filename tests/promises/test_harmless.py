@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 from leaks import in_its_own_process, many_steps, many_traces
+from places import patched_places
 from torch import nn
-from torch.nn.modules import module as torch_module
-from torch.optim import optimizer as torch_optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from gradtrace import Sampling, Trace, gradtrace
@@ -23,32 +22,6 @@ from gradtrace.taps.patches import registry
 
 EVERYTHING = Sampling(activations=1, updates=1)
 autograd: Any = torch.autograd
-
-
-def cell(function: Any) -> Any:
-    return function.__closure__[function.__code__.co_freevars.index("func")].cell_contents
-
-
-def patched_places(loader: DataLoader[Any] | None = None) -> dict[str, Any]:
-    """Everything that taps replace or register, as it is now."""
-    from torch.nn.utils import clip_grad
-
-    places = {
-        "backward": autograd._engine_run_backward,
-        "clip_norm": cell(clip_grad.clip_grad_norm_),
-        "clip_scaling": cell(clip_grad._clip_grads_with_norm_),
-        "clip_value": cell(clip_grad.clip_grad_value_),
-        "scale": torch.amp.GradScaler.scale,
-        "unscale": torch.amp.GradScaler.unscale_,
-        "scaler_step": torch.amp.GradScaler.step,
-        "pre": list(torch_optimizer._global_optimizer_pre_hooks),
-        "post": list(torch_optimizer._global_optimizer_post_hooks),
-        "forward": list(torch_module._global_forward_hooks),
-        "registry": list(registry._installed),
-    }
-    if loader is not None:
-        places["loader"] = dict(vars(loader))
-    return places
 
 
 @pytest.fixture

@@ -474,7 +474,7 @@ def test_losses_of_other_exporters_are_counted() -> None:
 
     def during(trace: Any, step: int) -> None:
         if step == 99:
-            for worker in trace._delivery._workers:
+            for worker in trace._wiring.delivery._workers:
                 if worker.name == "dead":
                     worker._queue._capacity = 1
         if step == 149:
