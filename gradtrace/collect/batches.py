@@ -268,11 +268,13 @@ class Batches:
     ) -> bool:
         """The next held batch of a loader goes to the next backward; False where none is held."""
         dataset = getattr(loader, "dataset", loader)
+        rhythms = []
         for known in self._known:
             if known.ref() is loader or getattr(known.ref(), "dataset", None) is dataset:
                 known.rhythm.by_hand = True
+                rhythms.append(known.rhythm)
         for stream in self._streams:
-            if stream.rhythm.by_hand and stream.held:
+            if stream.held and any(stream.rhythm is rhythm for rhythm in rhythms):
                 batch = stream.held.popleft().batch
                 stream.taken += 1
                 batch.epoch = batch.epoch if epoch is None else epoch

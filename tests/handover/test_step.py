@@ -73,12 +73,12 @@ def test_what_was_read_of_some_gradients_may_be_void() -> None:
     second.count([1, 2], [reading()])
     second.forget([0, 1])
     second.tables.append(("gradients", []))
-    assert second.void == [(1, frozenset({0, 1}))]
+    assert second.void == [(0, 1, frozenset({0, 1}))]
     assert [positions for positions, _ in second.histograms] == [{1, 2}]
     first.absorb(second)
-    assert first.void == [(3, frozenset({0, 1}))]
+    assert first.void == [(2, 3, frozenset({0, 1}))]
     first.narrow(Sampling(updates=0, activations=0).due(99))
-    assert first.void == [(2, frozenset({0, 1}))] and len(first.tables) == 3
+    assert first.void == [(1, 2, frozenset({0, 1}))] and len(first.tables) == 3
 
 
 def test_pieces_are_joined() -> None:

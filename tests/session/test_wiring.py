@@ -66,7 +66,7 @@ def a_later_tap(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_last_tap(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Observer, "attach_loader", refuse)
+    patch.setattr("gradtrace.taps.loaders.attach", refuse)
 
 
 def after_the_taps(patch: pytest.MonkeyPatch) -> None:

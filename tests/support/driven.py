@@ -9,6 +9,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from gradtrace.assemble.assembler import Assembler
+from gradtrace.collect.batches import Batches
 from gradtrace.collect.collector import Collector
 from gradtrace.collect.schedule import Schedule
 from gradtrace.handover.handoff import Handoff
@@ -35,22 +36,27 @@ class Driven:
         self.notes: list[str] = []
         self.schedule = Schedule(sampling)
         self.handoff: Handoff[Step | LateLog] = Handoff()
+
+        def note(source: str, text: str) -> None:
+            self.notes.append(f"{source}: {text}")
+
+        self.batches = Batches(None, note)
+        self._stream = self.batches.begin(self)
         self.collector = Collector(
             Parameters({"": model}, sampling),
             self.schedule,
             self.handoff,
+            batches=self.batches,
             rank=3,
             overhead=overhead,
-            note=lambda source, text: self.notes.append(f"{source}: {text}"),
+            note=note,
         )
         self._assembler = Assembler()
-        self._delivered = 0
 
     def batch(self, *sample_ids: int) -> Batch:
-        batch = Batch(0, self._delivered, self._delivered, sample_ids)
-        self._delivered += 1
-        self.collector.batch(batch)
-        return batch
+        """Delivers the next batch of the only loader."""
+        self.batches.delivered(self._stream, sample_ids, None)
+        return self._stream.held[-1].batch
 
     def backward(self, loss: Tensor, scale: Tensor | None = None) -> None:
         before = self.collector.before_backward()
