@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader, TensorDataset
 
+from gradtrace.collect.batches import Batches, Stream
 from gradtrace.collect.observer import Observer
+from gradtrace.collect.trainer import Trainer
 from gradtrace.guard import Guard
 from gradtrace.sampling import Due, Sampling
 from gradtrace.taps import backward, clipping, loaders, optimizers
@@ -28,6 +31,7 @@ class Heard:
         self.activations = self.output_gradients = _Accumulator()
         self.module_names: list[str] = []
         self.armed: Any = None
+        self.trainer = Trainer(lambda source, text: None)
 
     def on_open(self, callback: Any) -> None:
         self.armed = callback
@@ -67,11 +71,19 @@ class Heard:
     def after_scaler_step(self, optimizer: Any, *, skipped: bool) -> None:
         self.calls.append(("after scaler step", skipped))
 
-    def batch(self, batch: Any) -> None:
-        self.calls.append(("batch", (batch.epoch, batch.batch_index, batch.sample_ids)))
-
     def names(self) -> list[str]:
         return [name for name, _ in self.calls]
+
+
+class HeardBatches(Batches):
+    """Batches that are written down when they are delivered."""
+
+    calls: list[tuple[str, Any]]
+
+    def delivered(self, stream: Stream, indices: Any, data: Any) -> None:
+        super().delivered(stream, indices, data)
+        batch = stream.held[-1].batch
+        self.calls.append(("batch", (batch.epoch, batch.batch_index, batch.sample_ids)))
 
 
 class _Accumulator:
@@ -102,9 +114,13 @@ class Watching:
             self.notes.append(f"{source}: {text}")
 
         collector: Any = self.heard
-        self.observer = Observer(collector, {"": self.model}, Sampling(), Guard(note), note, None)
+        batches = HeardBatches(None, note, loaders=loaders_)
+        batches.calls = self.heard.calls
+        self.observer = Observer(
+            collector, {"": self.model}, Sampling(), Guard(note), note, batches
+        )
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.observer.attach(stack, loaders_)
+        self.observer.attach(stack)
 
     def loss(self) -> torch.Tensor:
         loss: torch.Tensor = self.model(torch.ones(1, 2)).sum()
@@ -211,22 +227,26 @@ def test_any_iterable_can_be_watched() -> None:
             assert all(a is b for a, b in zip(watching.observer.batches(items), items, strict=True))
         for _ in watching.observer.batches(loader):
             pass
-        for _ in loader:  # was watched for that one loop
+        for _ in loader:  # once asked for, it is watched
             pass
     assert [place for _, place in watching.heard.calls] == [
         *((0, 0, None), (0, 1, None), (1, 0, None), (1, 1, None)),
-        *((0, 0, (0, 1)), (0, 1, (2,))),
+        *((0, 0, (0, 1)), (0, 1, (2,)), (1, 0, (0, 1)), (1, 1, (2,))),
     ]
 
 
-def test_workers_that_were_started_before_are_noted() -> None:
-    """Their batches cannot be told apart, which is said instead of guessed."""
-    loader = DataLoader(TensorDataset(torch.zeros(3, 2)))
-    vars(loader)["_iterator"] = object()  # as if its persistent workers had begun
+def test_a_loader_that_another_thread_iterates_is_not_watched() -> None:
+    """Which of its batches a backward had cannot be known."""
+    loader = DataLoader(TensorDataset(torch.zeros(4, 2)), batch_size=2)
     with ExitStack() as stack:
         watching = Watching(stack, loader)
-    [note] = watching.notes
-    assert note.startswith("loader: ") and "first iterator inside the trace" in note
+        watching.heard.trainer.trains()
+        found: list[bool] = []
+        thread = threading.Thread(target=lambda: found.append(watching.observer.wants(loader)))
+        thread.start()
+        thread.join()
+        found.append(watching.observer.wants(loader))
+    assert found == [False, True]
 
 
 def missing(*args: Any, **kwargs: Any) -> Any:

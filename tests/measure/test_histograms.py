@@ -231,8 +231,8 @@ def test_they_are_left_out_while_many_steps_wait(monkeypatch: pytest.MonkeyPatch
             optimizer.step()
     assert len(trace.steps) == 3
     assert all(s.histograms is None and s.gradients is not None for s in trace.steps)
-    [note] = trace.notes
-    assert note.source == "histograms" and "ask for fewer" in note.message
+    [note] = [note for note in trace.notes if note.source == "histograms"]
+    assert "ask for fewer" in note.message
 
 
 def test_they_come_back_from_disk_equal(tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_a_full_ring_costs_histograms_not_steps(monkeypatch: pytest.MonkeyPatch)
     trace = one_step(Holder({"w": noise(3, 3)}), Sampling(histograms=1, activations=0, updates=0))
     assert len(trace.steps) == 1
     assert trace.steps[0].histograms is None and trace.steps[0].gradients is not None
-    assert [note.source for note in trace.notes] == ["histograms"]
+    assert "histograms" in [note.source for note in trace.notes]
 
 
 def test_a_loss_scale_of_zero_leaves_no_grid() -> None:

@@ -9,6 +9,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import clip_grad
 from torch.optim import optimizer as torch_optimizer
 from torch.utils.data import DataLoader
+from torch.utils.data import dataloader as torch_dataloader
 
 from gradtrace.taps.patches import registry
 
@@ -32,6 +33,11 @@ def patched_places(loader: DataLoader[Any] | None = None) -> dict[str, Any]:
         "pre": list(torch_optimizer._global_optimizer_pre_hooks),
         "post": list(torch_optimizer._global_optimizer_post_hooks),
         "forward": list(torch_module._global_forward_hooks),
+        "loaders": [
+            vars(torch_dataloader._BaseDataLoaderIter)[name]
+            for name in ("__init__", "_reset", "_next_index", "__next__")
+        ],
+        "arriving": vars(torch_dataloader._MultiProcessingDataLoaderIter)["_get_data"],
         "registry": list(registry._installed),
     }
     if loader is not None:

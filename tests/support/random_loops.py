@@ -1,6 +1,7 @@
 """Training loops of random shape that write down which batches each of their losses had.
 
-What a step consumed is counted here by the loop itself, so that nothing of gradtrace is asked.
+What a step consumed is counted here by the loop itself, so that nothing of gradtrace is asked. How
+many batches a backward has is chance, so the loops say when they take one.
 """
 
 from __future__ import annotations
@@ -41,25 +42,27 @@ class Diary:
     def delivered(self, epoch: int, batch_index: int, ids: tuple[int, ...] | None) -> None:
         batch = BatchRef(epoch, batch_index, self._ordinal, ids)
         self._ordinal += 1
-        self._open.batches.append(batch)
         self._unused.append(batch)
 
     def backward(self, loss: Tensor) -> None:
         self._open.parts.append((float(loss.detach()), tuple(self._unused)))
+        self._open.batches += self._unused
         self._unused = []
 
     def moved(self, *, last: bool) -> None:
-        """An optimizer stepped: what came after the backward before it is nobody's loss's."""
-        self._unused = []
+        """An optimizer stepped; what came after the backward before it is the next one's."""
         if last:
             self.steps.append(self._open)
             self._open = Written()
 
 
 class Source:
-    """A loader from which single batches are drawn; begins anew at its end."""
+    """A loader from which single batches are taken by hand; begins anew at its end."""
 
-    def __init__(self, loader: Iterable[Any], watch: Watch, diary: Diary, *, ids: bool) -> None:
+    def __init__(
+        self, trace: Trace, loader: Iterable[Any], watch: Watch, diary: Diary, *, ids: bool
+    ) -> None:
+        self._trace = trace
         self._loader = loader
         self._watch = watch
         self._diary = diary
@@ -73,6 +76,7 @@ class Source:
                 self._index += 1
                 ids = ids_of(index) if self._ids else None
                 self._diary.delivered(self._epoch, self._index, ids)
+                assert self._trace.take(self._loader)
                 return x, y
             self._iterator = self._watch(self._loader)
             self._epoch, self._index = self._epoch + 1, -1
@@ -110,10 +114,10 @@ def run(shape: Shape, seed: int, *, rounds: int = 12) -> tuple[Diary, Trace]:
     watched = [first] if shape.plain else [first, second]
     with gradtrace(layers, loader=watched, directory=None) as trace:
         sources = [
-            Source(first, iter, diary, ids=True),
-            Source(list(second), trace.batches, diary, ids=False)
+            Source(trace, first, iter, diary, ids=True),
+            Source(trace, list(second), trace.batches, diary, ids=False)
             if shape.plain
-            else Source(second, iter, diary, ids=True),
+            else Source(trace, second, iter, diary, ids=True),
         ]
 
         def draw(most: int) -> list[tuple[Tensor, Tensor]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -203,25 +206,179 @@ def test_two_live_iterators_are_told_apart() -> None:
     assert found == truth
 
 
-def test_a_loader_whose_workers_already_run_is_noted() -> None:
-    """Persistent workers from before the trace cannot be followed; a note says what to do."""
+class Heard:
+    """An observer that writes down what it is told; it wants all loaders."""
+
+    def __init__(self, *, wanting: bool = True) -> None:
+        self.wanting = wanting
+        self.calls: list[tuple[Any, ...]] = []
+
+    def wants(self, loader: Any) -> bool:
+        return self.wanting
+
+    def begins(self, loader: Any) -> int:
+        self.calls.append(("begins",))
+        return sum(call == ("begins",) for call in self.calls)
+
+    def delivered(self, stream: Any, indices: Any, data: Any) -> None:
+        self.calls.append((stream, indices, [int(x) for x in data[0].flatten()]))
+
+    def ended(self, stream: Any) -> None:
+        self.calls.append((stream, "ended"))
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    observer = Heard()
+    end = loaders.attach(observer)
+    yield observer
+    end()
+
+
+def test_an_iteration_is_told_from_its_begin_to_its_end(heard: Heard) -> None:
+    """Each with a name of its own, every batch with its indices and its data, and the end."""
+    loader = DataLoader(Numbers(3), batch_size=2)
+    for _ in range(2):
+        list(loader)
+    whole = [([0, 1], [0, 1]), ([2], [2])]
+    assert heard.calls == [
+        call
+        for stream in (1, 2)
+        for call in (("begins",), *((stream, *one) for one in whole), (stream, "ended"))
+    ]
+
+
+def test_an_observer_that_does_not_want_a_loader_hears_nothing() -> None:
+    """The iteration belongs to those who wanted it when it began."""
+    first, second = Heard(wanting=False), Heard()
+    ends = [loaders.attach(first), loaders.attach(second)]
+    list(DataLoader(Numbers(2)))
+    for end in ends:
+        end()
+    assert first.calls == [] and len(second.calls) == 4
+
+
+def test_who_is_gone_hears_nothing_more() -> None:
+    """Also in the middle of an iteration, which goes on."""
+    observer = Heard()
+    end = loaders.attach(observer)
+    iterator = iter(DataLoader(Numbers(4)))
+    next(iterator)
+    end()
+    assert len(list(iterator)) == 3 and len(observer.calls) == 2
+
+
+def test_another_thread_that_goes_on_with_an_iteration_is_not_heard(heard: Heard) -> None:
+    """When a loop gets what that thread has drawn is not known here."""
+    iterator = iter(DataLoader(Numbers(4)))
+    next(iterator)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(iterator))
+    thread.start()
+    thread.join()
+    assert len(found) == 3 and len(heard.calls) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("copied", [copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_is_a_loader_of_its_own(copied: Any, workers: int, heard: Heard) -> None:
+    """Made inside a trace, by copying or pickling, it delivers its own data, with its ids."""
+    loader = DataLoader(Numbers(4), batch_size=2, num_workers=workers)
+    twin = copied(loader)
+    twin.dataset.tensors  # noqa: B018
+    list(loader)
+    list(twin)
+    assert heard.calls[1:3] == [(1, [0, 1], [0, 1]), (1, [2, 3], [2, 3])]
+    assert heard.calls[5:7] == [(2, [0, 1], [0, 1]), (2, [2, 3], [2, 3])]
+
+
+class Doubled(DataLoader[Any]):
+    """Its batches are not those of torch's iterator."""
+
+    def _get_iterator(self) -> Any:
+        self.made = getattr(self, "made", 0) + 1
+        return Doubling(super()._get_iterator())
+
+
+class Doubling:
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return [2 * part for part in next(self._inner)]
+
+
+def test_a_loader_with_an_iterator_of_its_own_behaves_as_ever(heard: Heard) -> None:
+    """Its method is called, the loop gets what it makes, and the ids are those it drew."""
+    loader = Doubled(Numbers(4), batch_size=2)
+    assert [x.flatten().tolist() for (x,) in loader] == [[0.0, 2.0], [4.0, 6.0]]
+    assert loader.made == 1
+    assert [call[1] for call in heard.calls[1:3]] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_is_put_on_anybodys_object(workers: int, heard: Heard) -> None:
+    """Loader, dataset, sampler and iterator have the attributes that they have without a trace."""
+    heard.wanting = False
+    bare = DataLoader(Numbers(4), num_workers=workers, persistent_workers=bool(workers))
+    bare_iterator = iter(bare)
+    heard.wanting = True
+    loader = DataLoader(Numbers(4), num_workers=workers, persistent_workers=bool(workers))
+    iterator = iter(loader)
+    next(bare_iterator)
+    next(iterator)
+    for ours, theirs in (
+        (loader, bare),
+        (loader.dataset, bare.dataset),
+        (loader.sampler, bare.sampler),
+        (iterator, bare_iterator),
+    ):
+        assert vars(ours).keys() == vars(theirs).keys()
+    assert len(heard.calls) == 2
+
+
+def test_an_iterator_that_is_gone_is_forgotten(heard: Heard) -> None:
+    """What is known of it goes with it."""
+    before = len(loaders._states)
+    iterator = iter(DataLoader(Numbers(4)))
+    assert len(loaders._states) == before + 1
+    del iterator
+    assert len(loaders._states) == before
+
+
+def test_errors_of_the_dataset_come_out(heard: Heard) -> None:
+    """As they are, and the failed batch counts as none."""
+    data: Any = [torch.zeros(1), "not a tensor"]
+
+    def refuse(samples: list[Any]) -> Any:
+        if isinstance(samples[0], str):
+            raise KeyError("mine")
+        return samples
+
+    iterator = iter(DataLoader(data, collate_fn=refuse))
+    next(iterator)
+    with pytest.raises(KeyError, match="mine"):
+        next(iterator)
+    assert [call[1:] for call in heard.calls[1:]] == [([0], [0])]
+
+
+def test_workers_that_already_ran_are_followed_from_their_next_epoch() -> None:
+    """Persistent workers from before the trace begin anew with each iteration."""
     loader = DataLoader(Numbers(8), batch_size=2, num_workers=1, persistent_workers=True)
-    next(iter(loader))
-    model = nn.Linear(1, 1)
-    with gradtrace(model, loader=loader, directory=None) as trace:
-        pass
-    assert [note.source for note in trace.notes] == ["loader"]
+    list(loader)
+    check(*consume(loader))
 
 
 def test_a_torch_without_the_expected_iterator_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """When a private name is missing the tap is off, with a note and without an error."""
-    monkeypatch.delattr(torch.utils.data.dataloader._BaseDataLoaderIter, "_next_index")
-    loaders._recording_classes.cache_clear()
-    loader = DataLoader(Numbers(4), batch_size=2)
-    model = nn.Linear(1, 1)
-    try:
-        with gradtrace(model, loader=loader, directory=None) as trace:
-            assert vars(loader).get("_get_iterator") is None
-        assert "batches" in [note.source for note in trace.notes]
-    finally:
-        loaders._recording_classes.cache_clear()
+    base = torch.utils.data.dataloader._BaseDataLoaderIter
+    before = dict(vars(base))
+    monkeypatch.delattr(base, "_reset")
+    with gradtrace(nn.Linear(1, 1), directory=None) as trace:
+        pass
+    monkeypatch.undo()
+    assert "batches" in [note.source for note in trace.notes]
+    assert dict(vars(base)) == before
