@@ -42,6 +42,8 @@ class Rhythm:
     unclear: int = 0
     """How many batches waited at the first backward, where that was more than one."""
     takes: int = 0
+    lost: bool = False
+    """It does not show in this iteration; the next one may begin plainly."""
     by_hand: bool = False
 
 
@@ -75,7 +77,7 @@ class Stream:
         """What the backward that has just ended was computed from."""
         rhythm, waiting, fresh = self.rhythm, len(self.held), self.fresh
         self.fresh = 0
-        if rhythm.by_hand or not waiting:
+        if rhythm.by_hand or rhythm.lost or not waiting:
             return []
         if rhythm.each is None:
             return self._find_rhythm(waiting, fresh, note)
@@ -113,11 +115,19 @@ class Stream:
             while len(self.held) > fresh:
                 self.held.popleft()
             return self._first(fresh)
-        if fresh == 1:
+        # What was fetched ahead is kept until its turn; what was passed over is not.
+        if fresh == 1 and all(one.alive for one in list(self.held)[-rhythm.unclear :]):
             rhythm.each, rhythm.ahead = 1, rhythm.unclear - 1
             self.held.popleft()  # the first backward's
             return self._first(1)
-        self._give_up(note, waiting, rhythm.unclear)
+        rhythm.lost = True
+        self.held.clear()
+        note(
+            "batches",
+            f"{rhythm.unclear} batches were delivered before the first backward and {fresh} before "
+            "the second: which of them they used cannot be told, so the steps of this iteration "
+            "have none; trace.take(loader) says which",
+        )
         return []
 
     def _first(self, count: int) -> list[Batch]:
@@ -193,6 +203,9 @@ class Batches:
             known = _Loader(_weak(loader))
             self._known.append(known)
         asked = any(ref() is loader for ref in self._asked)
+        before = known.rhythm
+        if before.lost:
+            known.rhythm = Rhythm()
         stream = Stream(known.epochs, known.rhythm, name="" if asked else _name(loader))
         known.epochs += 1
         # What an iteration that was broken off, or never led to a backward, has left was no
@@ -200,7 +213,7 @@ class Batches:
         self._streams = [
             one
             for one in self._streams
-            if one.held and one.rhythm is not known.rhythm and not (one.ended and not one.taken)
+            if one.held and one.rhythm is not before and not (one.ended and not one.taken)
         ]
         self._streams.append(stream)
         return stream
@@ -214,6 +227,8 @@ class Batches:
         self.count += 1
         if not torch.is_grad_enabled():
             self._idle.append(batch)  # an evaluation, or a step without gradients
+            return
+        if stream.rhythm.lost:
             return
         if len(stream.held) == MOST_HELD:
             stream.held.popleft()

@@ -60,7 +60,7 @@ class Observer:
         self.unscaled = wrap("the scaler tap", self._unscaled)
         self.before_scaler_step = wrap("the scaler tap", self._before_scaler_step)
         self.after_scaler_step = wrap("the scaler tap", self._after_scaler_step)
-        self.wants = wrap("the loader tap", self._wants)
+        self._wanted = wrap("the loader tap", self._batches.wants)
         self.begins = wrap("the loader tap", self._batches.begin)
         self.delivered = wrap("the loader tap", self._batches.delivered)
         self.ended = wrap("the loader tap", self._batches.ended)
@@ -192,9 +192,9 @@ class Observer:
 
     # -- batches ---
 
-    def _wants(self, loader: Any) -> bool:
+    def wants(self, loader: Any) -> bool:
         """Whether an iteration that begins in this thread is of interest."""
-        return self._collector.trainer.here() and self._batches.wants(loader)
+        return self._collector.trainer.here() and bool(self._wanted(loader))
 
 
 def _kept(limit: Any) -> Any:

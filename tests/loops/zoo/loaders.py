@@ -74,10 +74,12 @@ def broken_off(truth: Truth, tracer: Tracer) -> None:
 
 def one_ahead(truth: Truth, tracer: Tracer) -> None:
     over(truth, tracer, loader_of(24, shuffle=True), through=custom.Ahead)
+    truth.may_lack_batches(0)
 
 
 def one_ahead_untold(truth: Truth, tracer: Tracer) -> None:
     over(truth, tracer, loader_of(24), through=custom.Ahead, given=False)
+    truth.may_lack_batches(0)
 
 
 def in_a_thread(truth: Truth, tracer: Tracer) -> None:
@@ -142,6 +144,7 @@ def skipped_first(truth: Truth, tracer: Tracer) -> None:
     with tracer(run.model, loader=loader):
         for k, (index, x, y) in itertools.islice(enumerate(loader), 5, None):
             run.step(x, y, (0, k, ids(index)))
+    truth.may_lack_batches()
     run.finish(loader=loader, batch=x)
 
 

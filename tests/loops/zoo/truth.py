@@ -178,6 +178,12 @@ class Truth:
         self.words.append(words)
         self.quiet = False
 
+    def may_lack_batches(self, *steps: int) -> None:
+        """These steps, or all, may have no batches if a note says so."""
+        self.quiet = False
+        for k in steps or range(len(self.steps)):
+            self.steps[k].lacks |= {"batches"}
+
     def another(self) -> Truth:
         """The truth of the next trace that the loop opens."""
         self.also.append(Truth())
