@@ -56,6 +56,6 @@ RESTORED: dict[str, str] = {}
 
 KEPT: dict[str, str] = {
     # replaced
-    "densified": "replaced parameters live until the trace is told of a backward of the new ones",
+    "densified": "one replaced parameter of four is still alive a step later",
 }
 """Loops of which a trace keeps alive what it should not."""
