@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from spiking import dataset, train
+from torch.utils.data import DataLoader, TensorDataset
 
 from gradtrace import Sampling, Spike, SpikeFiles, SpikeRule, gradtrace, load_run
 
@@ -142,3 +143,25 @@ def test_no_rule_no_spikes(tmp_path: Path) -> None:
     """spikes=None looks for none."""
     _, trace = train(dataset(77), tmp_path, epochs=3, spikes=None)
     assert trace.spikes == [] and trace.state_dict() == {"spikes": {}}
+
+
+def test_batches_are_taken_by_hand() -> None:
+    """In a loop of no rhythm each step has what the loop took; outside a trace nothing is taken."""
+    loader = DataLoader(TensorDataset(torch.randn(12, 2)), batch_size=2)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trace = gradtrace(model, loader=loader, directory=None)
+    assert not trace.take(loader)
+    with trace:
+        batches = list(loader)
+        for count in (1, 3, 2):
+            for _ in range(count):
+                assert trace.take(loader, epoch=5)
+                model(batches.pop(0)[0]).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not trace.take(loader)
+    assert not trace.take(loader)
+    found = [[(b.epoch, b.batch_index) for b in step.batches] for step in trace.steps]
+    assert found == [[(5, 0)], [(5, 1), (5, 2), (5, 3)], [(5, 4), (5, 5)]]
+    assert trace.notes == []

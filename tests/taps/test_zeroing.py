@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradtrace.taps.patches import Target, registry
 from gradtrace.taps.zeroing import zero_targets
@@ -16,7 +16,7 @@ from gradtrace.taps.zeroing import zero_targets
 class Heard:
     """Writes down whether the gradient was gone when it was told."""
 
-    def __init__(self, parameter: nn.Parameter) -> None:
+    def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
         self.gone: list[bool] = []
 
