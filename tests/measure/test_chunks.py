@@ -131,7 +131,7 @@ def test_only_the_norm_when_only_that_is_asked() -> None:
                 accumulator.add(position, tensor, norm_only=True)
             for position, row in rows_of([accumulator.reading()]).items():
                 expected = statistics_of(tensors[position])["norm"]
-                assert row[NORM] == pytest.approx(expected, rel=1e-5) and row[N] == 300
+                assert row[NORM] == pytest.approx(expected, rel=1e-5, abs=0.0) and row[N] == 300
                 others = [c for c in range(len(ROW)) if c not in (N, NORM)]
                 assert np.isnan(row[others]).all()
 
