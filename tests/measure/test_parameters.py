@@ -143,8 +143,8 @@ def test_each_kind_of_tensor_has_its_plan() -> None:
 def test_a_plan_that_no_longer_fits_is_made_anew() -> None:
     """A gradient that turns sparse, or grows small, is measured right at the same position."""
     found = of(three())
-    large = noise(200, 300)
-    for tensor in (large, large.to_sparse(), noise(2, 2), noise(2, 2).to_sparse(), large):
+    large, small = noise(200, 300), noise(2, 2)
+    for tensor in (large, large.to_sparse(), small, small.to_sparse(), large, small, large):
         rows = rows_of(found.read([3], [tensor], full=True))
         compare(MOMENT_COLUMNS, statistics(rows[3][None])[0], tensor)
 
