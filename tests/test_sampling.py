@@ -18,7 +18,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     sampling = Sampling()
     assert sampling.burst == 5
     with pytest.raises(TypeError):
-        Sampling(1)  # type: ignore[misc]
+        Sampling(1)  # type: ignore[call-arg]
     for step in (10, 49, 51, 99):
         assert sampling.due(step) == Due(True, False, False, False, False)
     for step in (50, 100):
