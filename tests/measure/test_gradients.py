@@ -113,11 +113,7 @@ def test_scaled_gradients_carry_their_divisor(loop: Loop) -> None:
         1: scale,
     }
     counted = loop.reader.histograms([0, 1], scale=scale)
-    found = {}
-    for reading in counted:
-        [position], _ = reading.decode([tensor.double().numpy() for tensor in reading.tensors])
-        found[int(position)] = reading.divisor
-    assert found == {0: None, 1: scale}
+    assert [reading.divisor for reading in counted] == [scale, None]
 
 
 def test_unscaling_makes_numbers_stale(loop: Loop) -> None:
