@@ -24,6 +24,18 @@ def pytest_configure() -> None:
         raise pytest.UsageError(str(error)) from error
 
 
+SERVERS = {"server", "scraped"}
+"""Fixtures that start a real server, which takes longer than a quick test may."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asks a real server is slow."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SERVERS.intersection(item.fixturenames):
+            item.add_marker("slow")
+
+
 def pytest_report_header() -> str:
     """Tells how far time-outs are stretched."""
     return f"time-outs: x{patience.factor():.1f}"

@@ -89,7 +89,7 @@ class Tree:
             "-k",
             "one_way or cycles or torch or sorted or packaged",
         ]
-        run(command, self.root, self.root)
+        run(command, self.root, self.root, ROOT / "tests" / "support")
 
 
 def run(command: list[str], folder: Path, *paths: Path) -> str:

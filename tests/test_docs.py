@@ -57,6 +57,7 @@ def is_missing(module: str) -> bool:
     return importlib.util.find_spec(module) is None and not os.environ.get("CI")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [

@@ -54,6 +54,7 @@ def test_every_public_name_works(name: str) -> None:
         assert vars(gradtrace)[name] is value
 
 
+@pytest.mark.slow
 def test_functions_are_not_hidden_by_modules() -> None:
     """`gradtrace.suspects` is the function also after every module has been imported."""
     code = """

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from core_only import hide_all_but_core
 
 README = Path(__file__).parents[1] / "README.md"
@@ -32,6 +33,7 @@ def test_readme_begins_with_what_one_needs() -> None:
         assert part in first
 
 
+@pytest.mark.slow
 def test_readme_code_runs_with_the_core_alone(tmp_path: Path) -> None:
     """All ```python blocks run in a new interpreter, and name the broken sample of the example."""
     script = tmp_path / "readme.py"

@@ -16,6 +16,9 @@ KINDS = ("gradients", "activations", "updates", "histograms")
 def test_the_defaults_are_those_of_the_documentation() -> None:
     """Gradients at every step, activations and updates at every 50th, histograms never."""
     sampling = Sampling()
+    assert sampling.burst == 5
+    with pytest.raises(TypeError):
+        Sampling(1)  # type: ignore[call-arg]
     for step in (10, 49, 51, 99):
         assert sampling.due(step) == Due(True, False, False, False, False)
     for step in (50, 100):

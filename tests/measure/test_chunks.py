@@ -94,6 +94,13 @@ def test_squares_beyond_float32_are_right(scale: float) -> None:
     check([(noise(500).double() * scale).clamp(-3e38, 3e38).float()])
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-22, 1e-20])
+def test_squares_that_vanish_are_noticed_where_the_sum_is_zero(scale: float) -> None:
+    """Values that cancel each other out hide that their squares were lost."""
+    half = (noise(250).double() * scale).float()
+    check([torch.cat([half, -half])])
+
+
 def test_a_spread_far_below_the_mean_is_right() -> None:
     """Float32 sums would lose it: mean / std from 10 to 1,000."""
     for ratio in (10.0, 30.0, 95.0, 1000.0):
@@ -124,7 +131,7 @@ def test_only_the_norm_when_only_that_is_asked() -> None:
                 accumulator.add(position, tensor, norm_only=True)
             for position, row in rows_of([accumulator.reading()]).items():
                 expected = statistics_of(tensors[position])["norm"]
-                assert row[NORM] == pytest.approx(expected, rel=1e-5) and row[N] == 300
+                assert row[NORM] == pytest.approx(expected, rel=1e-5, abs=0.0) and row[N] == 300
                 others = [c for c in range(len(ROW)) if c not in (N, NORM)]
                 assert np.isnan(row[others]).all()
 

@@ -122,11 +122,42 @@ def test_any_selection_is_measured_right(seed: int) -> None:
             compare(MOMENT_COLUMNS, statistics(rows[position][None])[0], tensor)
 
 
+def test_an_accelerators_tensors_are_measured_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense ones in a few launches, sparse ones one by one: the same on a CPU taken for one."""
+    kind_of = module._kind
+
+    def kind(tensor: Tensor) -> int:
+        known = kind_of(tensor)
+        return module._FOREACH if known != module._NONE and not tensor.is_sparse else known
+
+    monkeypatch.setattr(module, "_kind", kind)
+    tensors = [noise(5), noise(300, 200), noise(20, 6).to_sparse(), noise(7, 7).half()]
+    rows = rows_of(of(three()).read([1, 4, 6, 9], tensors, full=True))
+    assert list(rows) == [1, 4, 6, 9]
+    for row, tensor in zip(rows.values(), tensors, strict=True):
+        compare(MOMENT_COLUMNS, statistics(row[None])[0], tensor)
+
+
+def test_each_kind_of_tensor_has_its_plan() -> None:
+    """By device, size and layout; what would wait for a device has none."""
+    small, large = noise(5, 5), noise(300, 200)
+    index = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    known = torch.sparse_coo_tensor(index, torch.ones(2, device="meta"), (4,))
+    known = known._coalesced_(True)
+    assert module._kind(small) == module._BLOCK
+    assert module._kind(large) == module._kind(small.to_sparse()) == module._CHUNK
+    assert module._kind(small.to("meta")) == module._kind(large.to("meta")) == module._FOREACH
+    assert module._kind(known) == module._CHUNK
+    waiting = torch.sparse_coo_tensor(index, torch.ones(2, device="meta"), (4,))
+    assert module._kind(waiting) == module._NONE
+    assert module._kind(torch.arange(3)) == module._NONE
+
+
 def test_a_plan_that_no_longer_fits_is_made_anew() -> None:
     """A gradient that turns sparse, or grows small, is measured right at the same position."""
     found = of(three())
-    large = noise(200, 300)
-    for tensor in (large, large.to_sparse(), noise(2, 2), noise(2, 2).to_sparse(), large):
+    large, small = noise(200, 300), noise(2, 2)
+    for tensor in (large, large.to_sparse(), small, small.to_sparse(), large, small, large):
         rows = rows_of(found.read([3], [tensor], full=True))
         compare(MOMENT_COLUMNS, statistics(rows[3][None])[0], tensor)
 

@@ -188,6 +188,7 @@ def prefixed(firing: dict[float, set[str]]) -> dict[float, set[str]]:
     return {at: {f"Gradtrace{name}" for name in names} for at, names in firing.items()}
 
 
+@pytest.mark.slow
 @needs_promtool
 @pytest.mark.parametrize("case", CASES)
 def test_alerts_fire_when_they_should(case: str, tmp_path: Path, rule_file: str) -> None:
@@ -197,6 +198,7 @@ def test_alerts_fire_when_they_should(case: str, tmp_path: Path, rule_file: str)
     assert wrong == ""
 
 
+@pytest.mark.slow
 @needs_promtool
 def test_a_healthy_run_raises_nothing(tmp_path: Path, rule_file: str) -> None:
     """From its first sample to the end of four hours."""
@@ -263,6 +265,7 @@ def test_every_rule_has_cases() -> None:
     assert len(NAMES) == 12
 
 
+@pytest.mark.slow
 @needs_promtool
 @pytest.mark.parametrize("loader", [True, False])
 def test_alerts_name_their_own_step_and_batch(loader: bool, tmp_path: Path, rule_file: str) -> None:

@@ -11,6 +11,7 @@ from gradtrace.runlog import segments
 from gradtrace.runlog.reader import load_run
 
 
+@pytest.mark.slow
 def test_a_stream_cut_anywhere_gives_what_was_complete(tmp_path: Path) -> None:
     """At every length of a segment, every complete batch is read and nothing else."""
     log = new_log(tmp_path)
@@ -47,6 +48,7 @@ def test_a_stream_that_grows_by_any_bytes_is_followed(tmp_path: Path) -> None:
     assert seen == [(step, f"layer{i}") for step in range(6) for i in range(1 + step % 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["steps", "gradients"])
 def test_a_flipped_byte_anywhere_raises_nothing(tmp_path: Path, table: str) -> None:
     """Wherever a byte of a segment is wrong, reading ends in order, at worst with fewer rows."""

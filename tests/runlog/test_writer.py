@@ -290,6 +290,7 @@ for step in range(10**9):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_at_most_what_was_not_flushed_yet(tmp_path: Path) -> None:
     """After SIGKILL at 20 random moments, thinning included, each run is read: every announced
     event is there, and every step but those of the last flush interval.

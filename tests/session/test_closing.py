@@ -284,6 +284,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.slow
 def test_the_end_of_the_process_closes_a_trace(tmp_path: Path) -> None:
     """A script that only starts a trace has a whole run, with its exporters closed."""
     done = subprocess.run(

@@ -1,8 +1,9 @@
 """Pytest plugin: tests of what is not installed are skipped, so that all see it; in CI they fail.
 
-A test file that imports one of OPTIONAL at its top, where that is not installed, is one skipped
-entry with its reason. A test that needs one inside says so with `pytest.importorskip`. Where CI is
-set everything has to be there: then nothing may be skipped for want of a package or a program.
+A test file that imports one of OPTIONAL at its top, itself or through its helpers, where that is
+not installed, is one skipped entry with its reason. A test that needs one inside says so with
+`pytest.importorskip`. Where CI is set everything has to be there: then nothing may be skipped for
+want of a package or a program.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ast
 import functools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,7 @@ OPTIONAL = (
     "oteltap",
     "pandas",
     "prometheus_client",
+    "scipy",
     "sklearn",
     "tensorboard",
     "wandb",
@@ -44,12 +46,22 @@ def absent() -> frozenset[str]:
     return frozenset(name for name in OPTIONAL if find_spec(name) is None)
 
 
-def wanted(path: Path) -> list[str]:
-    """Which absent packages a file imports at its top."""
+def wanted(path: Path, helpers: Sequence[Path]) -> list[str]:
+    """Which absent packages a file imports at its top, or a module in `helpers` that it imports."""
     if not absent():
         return []
-    tops = {name.partition(".")[0] for name in _imported(path)}
-    return sorted(tops & absent())
+    found: set[str] = set()
+    seen: set[Path] = set()
+    files = [path]
+    while files:
+        file = files.pop()
+        if file in seen or not file.is_file():
+            continue
+        seen.add(file)
+        tops = {name.partition(".")[0] for name in _imported(file)}
+        found |= tops & absent()
+        files += [folder / f"{name}.py" for folder in helpers for name in tops]
+    return sorted(found)
 
 
 def _imported(path: Path) -> Iterator[str]:
@@ -63,9 +75,11 @@ def _imported(path: Path) -> Iterator[str]:
 class Wanting(pytest.Module):
     """A test file that cannot be imported here."""
 
+    names: Sequence[str] = ()
+
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         """Skips the file as a whole."""
-        names = " and ".join(wanted(self.path))
+        names = " and ".join(self.names)
         pytest.skip(f"{self.path.name}: {names} not installed", allow_module_level=True)
 
 
@@ -73,9 +87,11 @@ def pytest_pycollect_makemodule(
     module_path: Path, parent: pytest.Collector
 ) -> pytest.Module | None:
     """Stands in for a file whose imports are not there; not in CI."""
-    if os.environ.get("CI") or not wanted(module_path):
+    names = wanted(module_path, parent.config.getini("pythonpath"))
+    if os.environ.get("CI") or not names:
         return None
-    wanting: pytest.Module = Wanting.from_parent(parent, path=module_path)
+    wanting: Wanting = Wanting.from_parent(parent, path=module_path)
+    wanting.names = names
     return wanting
 
 

@@ -59,13 +59,24 @@ def test_ci_skips_nothing_for_want_of_a_package(
     assert len(listed) == (status != pytest.ExitCode.OK)
 
 
-def test_only_what_a_file_imports_at_its_top_counts(
+def test_only_what_is_imported_at_the_top_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An import inside a test, or of a package that is there, skips no file."""
     monkeypatch.setattr(optional, "absent", lambda: frozenset({"one", "two"}))
     path = tmp_path / "test_it.py"
     path.write_text("import ast, one.part\ndef test(): import two\n", encoding="utf-8")
-    assert optional.wanted(path) == ["one"]
+    assert optional.wanted(path, []) == ["one"]
     path.write_text("import ast\ndef test(): import two\n", encoding="utf-8")
-    assert optional.wanted(path) == []
+    assert optional.wanted(path, []) == []
+
+
+def test_what_helpers_import_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through as many of them as there are, also when they import each other."""
+    monkeypatch.setattr(optional, "absent", lambda: frozenset({"one", "two"}))
+    path = tmp_path / "test_it.py"
+    path.write_text("from first import name\n", encoding="utf-8")
+    (tmp_path / "first.py").write_text("import second, two\n", encoding="utf-8")
+    (tmp_path / "second.py").write_text("import first\nfrom one.x import y\n", encoding="utf-8")
+    assert optional.wanted(path, [tmp_path]) == ["one", "two"]
+    assert optional.wanted(path, []) == []

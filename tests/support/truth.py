@@ -60,7 +60,7 @@ def compare(
 ) -> None:
     """Asserts that a row of statistics is that of the tensor, as exactly as each can be.
 
-    `rel` is how far norms, means and limits may be off, relative to themselves.
+    `rel` is how far norms, means and limits may be off, relative to themselves: tiny ones, too.
     """
     expected = statistics_of(tensor)
     size = max(expected.get("max_abs", 0.0), 1e-300)
@@ -74,12 +74,12 @@ def compare(
         elif column == "std":
             # Far below the mean it is a small difference of large sums.
             if abs(expected["mean"]) < 100 * want:
-                assert got == pytest.approx(want, rel=1e-3), told
+                assert got == pytest.approx(want, rel=1e-3, abs=0.0), told
         elif column == "mean":
             # Relative to the values: a mean near zero is a difference of large sums.
             assert got == pytest.approx(want, rel=rel, abs=1e-7 * size), told
         else:
-            assert got == pytest.approx(want, rel=rel), told
+            assert got == pytest.approx(want, rel=rel, abs=0.0), told
 
 
 def rows_of(readings: Sequence[Reading]) -> dict[int, Floats]:

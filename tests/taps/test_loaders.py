@@ -127,6 +127,7 @@ def test_persistent_workers() -> None:
     del loader
 
 
+@pytest.mark.slow
 def test_batches_out_of_order() -> None:
     """When workers may overtake each other, ids still belong to the delivered batch."""
     loader = DataLoader(Numbers(40), batch_size=4, shuffle=True, num_workers=2, in_order=False)
@@ -140,6 +141,7 @@ def test_a_subset_gives_its_own_indices() -> None:
     assert [r.batches[0].sample_ids for r in trace.steps] == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_iterable_dataset_has_numbers_and_no_ids(workers: int) -> None:
     """A stream without indices still gives epoch and batch number."""

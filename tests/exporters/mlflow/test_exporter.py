@@ -112,6 +112,7 @@ def test_what_is_not_finite_is_not_sent(server: MlflowServer, client: Any) -> No
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_a_file_store_takes_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

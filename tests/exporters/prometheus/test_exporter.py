@@ -520,6 +520,7 @@ scrape_configs:
 {more}"""
 
 
+@pytest.mark.slow
 @real
 def test_a_real_server_scrapes_it(tmp_path: Path) -> None:
     """Prometheus stores values, counters, odd run names, and the exemplars with step and batch."""

@@ -99,6 +99,7 @@ def test_histograms_arrive_where_they_were_sampled(tmp_path: Path) -> None:
     assert seen == 5 * len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_run_that_an_exception_ended_has_failed(tmp_path: Path, fails: bool) -> None:
     """W&B's run ends with code 1 where an exception ended the loop, else with 0."""

@@ -21,6 +21,7 @@ from gradtrace.exporters.wandb import WandbExporter
 KEY = "0" * 40
 
 
+@pytest.mark.slow
 def test_the_users_run_goes_on_beside_it(tmp_path: Path) -> None:
     """`wandb.run` stays the user's, none of its rows with explicit steps is missing."""
     import wandb
@@ -47,6 +48,7 @@ def test_the_users_run_goes_on_beside_it(tmp_path: Path) -> None:
     assert (ours.run["project"], ours.run["run_group"]) == ("theirs", user.id)
 
 
+@pytest.mark.slow
 def test_groups_and_modes_follow_the_users_run(tmp_path: Path) -> None:
     """The user's group is ours unless one is given; so is a mode the user's run was made with."""
     import wandb
@@ -67,6 +69,7 @@ def test_groups_and_modes_follow_the_users_run(tmp_path: Path) -> None:
     assert file_of(given.run).run["run_group"] == "other"
 
 
+@pytest.mark.slow
 def test_ranks_are_one_group() -> None:
     """Of many ranks each has a run of its own in a group with the trace's name."""
     exporter = WandbExporter()
@@ -77,6 +80,7 @@ def test_ranks_are_one_group() -> None:
     assert (run["run_group"], run["display_name"]) == ("big", "big-rank3")
 
 
+@pytest.mark.slow
 def test_the_users_later_run_is_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """`wandb.init()` while a trace goes on makes the user's run; the environment's id is theirs."""
     import wandb
@@ -96,6 +100,7 @@ def test_the_users_later_run_is_a_new_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert [row["x"] for row in file_of(user).rows] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explicit", [False, True])
 def test_attached_rows_ride_on_the_users_commits(tmp_path: Path, explicit: bool) -> None:
     """With `attach=True` values stand in the user's rows; none of the user's is lost."""
