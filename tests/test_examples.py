@@ -126,6 +126,7 @@ def test_compare_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_watch_with_prometheus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The broken digits spike, and what Prometheus, Alertmanager and Grafana need is written."""
+    pytest.importorskip("sklearn")
     trace: Trace = main_of("watch_with_prometheus")(
         seconds=0.0,
         epochs=6,

@@ -34,6 +34,7 @@ def test_send_refuses_a_running_run(runs: Path) -> None:
 
 def test_send_to_tensorboard(runs: Path) -> None:
     """`--to tensorboard` writes below the run, or to the log directory given."""
+    pytest.importorskip("tensorboard")
     assert run("send", "small", "--to", "tensorboard")[0] == 0
     assert list((runs / "small" / "tensorboard").glob("events.out.tfevents.*"))
     code, text = run("send", "small", "--to", "tensorboard", "board", "--again")

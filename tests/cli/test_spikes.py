@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from command_line import run
 
 from gradtrace import load_run
@@ -23,6 +24,7 @@ def test_spikes_lists_them(spiking: Path) -> None:
 
 def test_spikes_draws_one(spiking: Path) -> None:
     """`--figure` writes a picture, and asks for the step where it is missing."""
+    pytest.importorskip("matplotlib")
     step = latest_spikes(load_run(spiking / "gradtrace-runs" / "poisoned").events)[-1].step
     code, text = run("spikes", "poisoned", "--step", str(step), "--figure", "spike.png")
     assert code == 0 and "drawn: spike.png" in text

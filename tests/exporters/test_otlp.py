@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -16,9 +15,9 @@ from gradtrace.metrics.samples import Exemplar, Family, Labels
 from gradtrace.metrics.table import METRICS
 
 PROTO = "opentelemetry.proto"
-METRICS_PB = import_module(f"{PROTO}.collector.metrics.v1.metrics_service_pb2")
-LOGS_PB = import_module(f"{PROTO}.collector.logs.v1.logs_service_pb2")
-COMMON_PB = import_module(f"{PROTO}.common.v1.common_pb2")
+METRICS_PB = pytest.importorskip(f"{PROTO}.collector.metrics.v1.metrics_service_pb2")
+LOGS_PB = pytest.importorskip(f"{PROTO}.collector.logs.v1.logs_service_pb2")
+COMMON_PB = pytest.importorskip(f"{PROTO}.common.v1.common_pb2")
 
 
 def encoder(**resource: Any) -> Encoder:

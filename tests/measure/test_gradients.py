@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gradients import noise
+from readings import decoded
 from torch import Tensor, nn
 from truth import rows_of
 
@@ -87,10 +88,13 @@ def test_scaled_gradients_carry_their_divisor(loop: Loop) -> None:
     assert loop.reader.is_scaled([0, 1]) and not loop.reader.is_scaled([0])
     readings, present = loop.reader.read([0, 1], full=True, scale=scale)
     assert sorted(present) == [0, 1]
-    divisors = {p: reading.divisor for reading in readings for p in norms([reading])}
-    assert divisors[0] is None and divisors[1] is not None and divisors[1].number == 8.0
-    first, second = loop.reader.histograms([0, 1], scale=scale)
-    assert first.divisor is not None and first.divisor.tensor is scale and second.divisor is None
+    scales = [None if one.divisor is None else one.divisor.tensor for one in readings]
+    divisors = {p: s for s, one in zip(scales, readings, strict=True) for p in norms([one])}
+    assert divisors[0] is None and divisors[1] is scale
+    counted = loop.reader.histograms([0, 1], scale=scale)
+    scales = [None if one.divisor is None else one.divisor.tensor for one in counted]
+    found = {int(decoded(one)[0][0]): s for s, one in zip(scales, counted, strict=True)}
+    assert found[0] is None and found[1] is scale
 
 
 def test_unscaling_makes_numbers_stale(loop: Loop) -> None:

@@ -26,12 +26,16 @@ class Durations(Verdict):
     def __init__(self, *, fails: bool) -> None:
         super().__init__(fails=fails)
         self._long: list[tuple[float, str]] = []
+        self._seconds = 0.0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Looks at a test that has ended, with the load that the machine has then."""
-        quick = report.when == "call" and "slow" not in report.keywords
-        if quick and report.duration > patience(LONG):
-            self._long.append((report.duration, report.nodeid))
+        """Looks at a test that is over, with the load that the machine has then."""
+        if report.when == "call":
+            self._seconds = report.duration
+        elif report.when == "teardown":  # what the test had changed has been taken back
+            if "slow" not in report.keywords and self._seconds > patience(LONG):
+                self._long.append((self._seconds, report.nodeid))
+            self._seconds = 0.0
 
     def found(self) -> Iterable[str]:
         """Longest first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import durations
 import pytest
+from patience import patience
 
 TESTS = """
     import time
@@ -62,6 +63,21 @@ def test_patience_counts(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) 
     """On a machine that is busy the same time is not long."""
     monkeypatch.setattr(durations, "patience", lambda seconds: 1000 * seconds)
     monkeypatch.setenv(durations.VARIABLE, "check")
+    assert run.runpytest_inprocess("-p", "durations").ret == pytest.ExitCode.OK
+
+
+def test_a_test_may_change_what_is_asked(
+    run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test that spoils the variable for itself alone spoils nothing here."""
+    monkeypatch.setattr(durations, "patience", patience)
+    monkeypatch.setenv(durations.VARIABLE, "check")
+    run.makepyfile(
+        """
+        def test_spoils(monkeypatch):
+            monkeypatch.setenv("GRADTRACE_TEST_PATIENCE", "much")
+        """
+    )
     assert run.runpytest_inprocess("-p", "durations").ret == pytest.ExitCode.OK
 
 

@@ -35,6 +35,7 @@ def test_a_spike_is_marked_once() -> None:
 @pytest.mark.parametrize("loss", [2.0, math.nan, None])
 def test_a_figure_is_drawn_of_what_there_is(tmp_path: Path, loss: float | None) -> None:
     """With and without a loss, with NaN among the values, and spikes."""
+    pytest.importorskip("matplotlib")
     curves = Curves()
     for number in range(5):
         curves.update(step(number, loss=loss, grad_norm=math.inf if number == 3 else 1.0))

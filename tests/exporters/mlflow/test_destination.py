@@ -75,6 +75,7 @@ def test_a_run_can_be_named_by_its_id(server: MlflowServer, client: Any) -> None
 
 def test_a_run_directory_does_not_choose_the_server(tmp_path: Path) -> None:
     """The address in mlflow.json is named in the error, and never contacted."""
+    pytest.importorskip("mlflow")
     text = '{"run_id": "abc", "own": true, "tracking_uri": "http://elsewhere.invalid"}'
     (tmp_path / "mlflow.json").write_text(text)
     with pytest.raises(ValueError, match=r"elsewhere\.invalid.*MLFLOW_TRACKING_URI"):

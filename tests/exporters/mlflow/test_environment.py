@@ -13,6 +13,7 @@ from gradtrace.exporters.mlflow.environment import Environment
 
 def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's patience is shortened while a trace is open, the user's own choice is kept."""
+    pytest.importorskip("mlflow")
     wait, tries = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     one, two = (MLflowExporter(tracking_uri="http://127.0.0.1:1", timeout=8) for _ in range(2))
     one.open(fresh_run())

@@ -117,6 +117,7 @@ def test_a_file_store_takes_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A store that keeps a file for each key has all values, parameters and the whole summary."""
+    pytest.importorskip("mlflow")
     from mlflow import MlflowClient
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -251,6 +252,7 @@ def test_two_of_them_keep_apart(server: MlflowServer, client: Any, tmp_path: Pat
 
 def test_a_dead_server_fails_at_once() -> None:
     """Opening asks no server; an export to a dead one fails in a moment, closing sends nothing."""
+    pytest.importorskip("mlflow")
     exporter = MLflowExporter(tracking_uri=f"http://127.0.0.1:{free_port()}")
     started = time.monotonic()
     exporter.open(fresh_run())
@@ -332,6 +334,7 @@ def test_settings_are_checked_where_they_are_given(
     options: dict[str, Any], error: type[Exception]
 ) -> None:
     """The constructor refuses what is wrong, by its name."""
+    pytest.importorskip("mlflow")
     with pytest.raises(error, match=next(iter(options))):
         MLflowExporter(**options)
 

@@ -31,6 +31,7 @@ def test_a_damaged_file_is_no_file(server: MlflowServer, tmp_path: Path, text: s
 
 def test_passwords_stay_out_of_the_run_directory(tmp_path: Path) -> None:
     """An address with user and password is not written down."""
+    pytest.importorskip("mlflow")
     exporter = MLflowExporter(tracking_uri="http://me:secret@127.0.0.1:1", run_id="ab" * 16)
     exporter.open(fresh_run(path=tmp_path))
     exporter.close()
