@@ -11,12 +11,12 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradtrace.collect.clipping import Clipping
 from gradtrace.collect.discards import Discards
-from gradtrace.collect.ledger import Ledger
+from gradtrace.collect.ledger import MOST, Changes, Ledger
 from gradtrace.collect.measuring import Guarded, Measuring, Note
 from gradtrace.collect.optimizers import Owners
 from gradtrace.collect.rounds import Piece, Rounds
@@ -156,11 +156,15 @@ class Collector:
         """Losses that follow were divided by so much before their backward."""
         self._divisor = by
 
-    def zeroed(self) -> None:
-        """A `zero_grad` returned."""
+    def zeroed(self, owner: Optimizer | nn.Module) -> None:
+        """`owner.zero_grad()` returned."""
         if not self.trainer.here():
             return
-        self._ledger.zeroed()
+        if isinstance(owner, Optimizer):
+            positions = self._owners.positions_of(owner)
+        else:
+            positions = self._parameters.positions(owner.parameters())
+        self._ledger.zeroed(positions)
         if self._ledger.alive:
             # Gradients that nothing has used: the forward that led to them has been measured, the
             # next one has not.
@@ -177,14 +181,25 @@ class Collector:
 
     def _settle(self) -> None:
         """Takes note of what has happened to gradients since the last look."""
-        changes = self._ledger.settle()
-        gone = changes.dropped + changes.changed
-        if gone:
-            self._reader.gone(changes.dropped)
+        self._take(self._ledger.settle())
+
+    def _take(self, changes: Changes) -> None:
+        if changes.changed:
             self._reader.stale(changes.changed)
-            self._clipping.unclipped(gone)
+            self._clipping.unclipped(changes.changed)
         if changes.dropped:
             self._drop(changes.dropped, changes.lost)
+            self._reader.gone(changes.dropped)
+            self._clipping.unclipped(changes.dropped)
+
+    def _look(self, positions: Sequence[int]) -> None:
+        """Takes note of the same before a step, which will use the gradients at `positions`."""
+        changes = self._ledger.settle()
+        changed, changes.changed = changes.changed, []
+        self._take(changes)
+        self._clipping.changed(changed)
+        if self.open.due.gradients:
+            self._clipping.note_changes(self.open, positions)
 
     def _drop(self, positions: Sequence[int], parts: list[Part]) -> None:
         """Gradients were thrown away, and with them what was read of them or done to them."""
@@ -193,6 +208,10 @@ class Collector:
             measured = None
         else:
             measured = self.open.take_measurements()
+            if not self._reader.is_fresh(positions):
+                measured.tables = []  # a later backward has added to what was read
+            if not self._clipping.has_clipped(positions):
+                measured.clips = []
             measured.divisor = None if self.open.scale is None else Pending(self.open.scale)
         if self._in_closure:
             # The optimizer evaluates the same batches again, and moves by the last evaluation.
@@ -230,6 +249,12 @@ class Collector:
             return False  # another model's
         self._part_count += 1
         self.backwards += 1
+        if self._ledger.overflown:
+            self._note(
+                "losses",
+                f"more than {MOST:,} backwards were added up and no optimizer of these parameters "
+                "has stepped: only the newest are remembered; call trace.step() where a step ends",
+            )
         part.batches = tuple(self.open.batches)
         self.open.batches = []
         self._discards.backward(written)
@@ -296,8 +321,7 @@ class Collector:
         if not positions or not self.trainer.trains():
             return False
         self.open.scale = scale
-        if self.open.due.gradients:
-            self._clipping.watch_changes(self.open, positions)
+        self._look(positions)
         self._scaler_steps += 1
         return True
 
@@ -322,17 +346,17 @@ class Collector:
             return False
         if not self.trainer.trains():
             return False
-        self._ledger.grow()
+        self._take(self._ledger.grow())
         if not closure:
             self._join(optimizer, positions)
+            if not in_backward and not self._scaler_steps:
+                self._look(positions)
         self._in_closure = closure
         due = self.open.due
         if due.gradients:
             if in_backward:
                 self._measuring.loose(self.open, positions, self._loose, self._before)
             elif not closure:
-                if not self._scaler_steps:
-                    self._clipping.watch_changes(self.open, positions)
                 self._read(positions + self._owners.nobodys())
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):
@@ -367,7 +391,7 @@ class Collector:
                 if open_.due.gradients and not any(t == "gradients" for t, _ in open_.tables):
                     self._read(everything)
                 self._measuring.after_update(open_, -1)
-                self._use(everything)
+                self._use(everything, by_hand=True)
                 open_.ended = time.time()
             self._end(complete=True)
         elif self._pieces:
@@ -404,13 +428,15 @@ class Collector:
         self.open.stepped.append(weakref.ref(optimizer))
         self.open.ended = time.time()
 
-    def _use(self, positions: Sequence[int]) -> None:
+    def _use(self, positions: Sequence[int], *, by_hand: bool = False) -> None:
         """The gradients at these positions have been used: what led to them is this step's."""
-        parts = self._ledger.use(positions)
-        parts, lost = self._discards.settle(parts, hand_made=not parts)
+        made = by_hand or self._ledger.made(positions)
+        settled = self._discards.settle(self._ledger.use(positions), made=made)
         self._foreign = False
-        self.open.parts += parts
-        self.open.lost += lost
+        self.open.parts += settled.parts
+        self.open.lost += settled.lost
+        if settled.last is not None and not any(t == "gradients" for t, _ in self.open.tables):
+            self.open.put_back(settled.last)
         self._reader.gone(positions)
         self._clipping.unclipped(positions)
 

@@ -181,6 +181,12 @@ class Step:
         self.clips, self.histograms, self.void, self.remarks = [], [], [], set()
         return lost
 
+    def put_back(self, lost: Lost) -> None:
+        """These measurements are the step's after all."""
+        self.tables = lost.tables + self.tables
+        self.clips = lost.clips + self.clips
+        lost.tables, lost.clips = [], []
+
     def absorb(self, later: Step) -> None:
         """Takes over what a later piece of the same step holds."""
         later.narrow(self.due)

@@ -33,7 +33,7 @@ class Heard:
         self.armed = callback
         callback(DUE._replace(activations=False))
 
-    def zeroed(self) -> None:
+    def zeroed(self, owner: Any) -> None:
         self.calls.append(("zeroed", None))
 
     def before_backward(self) -> str:

@@ -30,6 +30,7 @@ class Driven:
         sampling: Sampling = EVERYTHING,
         *,
         overhead: Callable[[], float] = float,
+        step_after: Optimizer | None = None,
     ) -> None:
         self.model = model
         self.notes: list[str] = []
@@ -42,6 +43,7 @@ class Driven:
             rank=3,
             overhead=overhead,
             note=lambda source, text: self.notes.append(f"{source}: {text}"),
+            step_after=step_after,
         )
         self._assembler = Assembler()
         self._delivered = 0
@@ -52,9 +54,9 @@ class Driven:
         self.collector.batch(batch)
         return batch
 
-    def backward(self, loss: Tensor, scale: Tensor | None = None) -> None:
+    def backward(self, loss: Tensor, scale: Tensor | None = None, *, retain: bool = False) -> None:
         before = self.collector.before_backward()
-        (loss if scale is None else loss * scale).backward()
+        (loss if scale is None else loss * scale).backward(retain_graph=retain)
         self.collector.after_backward(before, loss.detach().clone(), scale)
 
     def clip_norm(self, limit: float, parameters: Sequence[nn.Parameter] | None = None) -> None:
@@ -69,6 +71,10 @@ class Driven:
         positions = self.collector.before_clip(given)
         clip_grad_value_(given, limit)
         self.collector.after_clip(ClipCall("value", positions, limit))
+
+    def zero(self, owner: Optimizer | nn.Module, *, to_none: bool = True) -> None:
+        owner.zero_grad(set_to_none=to_none)
+        self.collector.zeroed(owner)
 
     def step(self, optimizer: Optimizer) -> None:
         self.collector.before_step(optimizer, closure=False, in_backward=False)
