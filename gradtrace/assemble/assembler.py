@@ -16,7 +16,7 @@ from gradtrace.assemble.readings import (
     rows_of,
 )
 from gradtrace.handover.ids import plain
-from gradtrace.handover.step import Batch, LateLog, Lost, Part, Step
+from gradtrace.handover.step import Batch, LateLog, Leftovers, Lost, Part, Step
 from gradtrace.measure.reading import known
 from gradtrace.measure.rows import l2
 from gradtrace.records import BatchRef, Discard, LayerHistograms, MicroBatch, StepRecord
@@ -37,6 +37,10 @@ class Assembler:
     def late(self, log: LateLog) -> dict[str, float]:
         """The values of a late `trace.log`."""
         return {name: known(value) for name, value in log.values.items()}
+
+    def leftovers(self, item: Leftovers) -> list[Discard]:
+        """What was thrown away at the end of a run."""
+        return [discard_of(lost, item.readable) for lost in item.lost]
 
     def record(self, step: Step) -> StepRecord:
         """The record of one step."""

@@ -23,10 +23,10 @@ from gradtrace.collect.rounds import Piece, Rounds
 from gradtrace.collect.schedule import Schedule
 from gradtrace.collect.trainer import Trainer
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import Batch, ClipCall, LateLog, Part, Step
+from gradtrace.handover.step import Batch, ClipCall, Handed, LateLog, Leftovers, Part, Step
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
-from gradtrace.measure.reading import Pending, pending
+from gradtrace.measure.reading import Number, Pending, pending
 from gradtrace.measure.rows import Positions
 from gradtrace.sampling import Due
 
@@ -49,7 +49,7 @@ class Collector:
         self,
         parameters: Parameters,
         schedule: Schedule,
-        handoff: Handoff[Step | LateLog],
+        handoff: Handoff[Handed],
         *,
         rank: int,
         overhead: Callable[[], float],
@@ -79,8 +79,10 @@ class Collector:
         self._rounds = Rounds(step_after)
         self._owners = Owners(parameters)
         self._pieces: list[Piece] = []
-        self._manual = False
+        self.by_hand = False
+        """Whether the user closes steps; then nothing else does."""
         self._moved_in_backward: list[int] = []
+        self._held: dict[str, Number] = {}
         self._in_closure = False
         self._scaler_steps = 0
         self._part_count = 0
@@ -132,13 +134,14 @@ class Collector:
     @property
     def _eager(self) -> bool:
         # The first steps find out whether the loop changes gradients with code of its own.
-        unusual = self._clipping.changes_unannounced or self._manual
+        unusual = self._clipping.changes_unannounced or self.by_hand
         return (unusual or self._schedule.beginning) and self.open.due.gradients
 
     # -- batches, losses, values ---
 
     def batch(self, batch: Batch) -> None:
         """A batch was delivered to the loop."""
+        self._log_held()
         self.open.batches.append(batch)
 
     def log(self, values: Mapping[str, float | Tensor]) -> None:
@@ -147,10 +150,18 @@ class Collector:
             logged = self._pieces[-1].step.logged
         elif self.open or self.open.batches or self._ledger.alive or self._schedule.step == 0:
             logged = self.open.logged
+        elif self.by_hand:
+            logged = self._held  # of the step that ended, or of one that nothing else will make
         else:
             self._handoff.put(LateLog.of(values))
             return
         logged |= {name: pending(value) for name, value in values.items()}
+
+    def _log_held(self) -> None:
+        """Something has happened since: what was logged belongs to the step that had ended."""
+        if self._held:
+            self._handoff.put(LateLog(self._held))
+            self._held = {}
 
     def divide(self, by: float) -> None:
         """Losses that follow were divided by so much before their backward."""
@@ -176,6 +187,7 @@ class Collector:
         """A backward begins; the result is for `after_backward`."""
         if not self.trainer.here():
             return False
+        self._log_held()
         self._settle()
         return True
 
@@ -268,7 +280,7 @@ class Collector:
             return True
         if self._eager:
             self._read(written)
-        if self._manual and self.open.due.updates:
+        if self.by_hand and self.open.due.updates:
             self._measuring.before_update(self.open, -1, written)
         return True
 
@@ -385,7 +397,9 @@ class Collector:
     def mark(self) -> None:
         """The user closes a step by hand; nothing happens when nothing happened."""
         open_, everything = self.open, range(len(self._parameters.tensors))
-        self._manual = True
+        self.by_hand = True
+        open_.logged |= self._held
+        self._held = {}
         if open_ or open_.batches or open_.logged or self._ledger.alive:
             if not open_.stepped:
                 if open_.due.gradients and not any(t == "gradients" for t, _ in open_.tables):
@@ -400,7 +414,13 @@ class Collector:
 
     def finish(self) -> None:
         """Seals what is still open at the end of the trace, if an optimizer has stepped in it."""
+        if self.trainer.here():
+            self._settle()
+        self._log_held()
         self._close()
+        rest = self._discards.rest()
+        if rest:
+            self._handoff.put(Leftovers(rest, self._readable))
         self._measuring.forget()
 
     # -- the borders of steps ---
@@ -451,7 +471,7 @@ class Collector:
             if accumulator and step.asks_for(table):
                 step.tables.append((table, [accumulator.reading()]))
         self._pieces.append(Piece(step, self._own))
-        if complete or (not self._manual and self._rounds.complete(self._pieces, self._moved_all)):
+        if complete or (not self.by_hand and self._rounds.complete(self._pieces, self._moved_all)):
             self._close()
         self._begin()
 

@@ -250,6 +250,24 @@ class LateLog:
         yield from _cells(*self.values.values())
 
 
+@dataclass(slots=True)
+class Leftovers:
+    """What was thrown away at the end of a run, when no step has followed."""
+
+    lost: list[Lost]
+    readable: bool = True
+    """As in `Step`."""
+
+    def cells(self) -> Iterator[Pending]:
+        """What has to arrive."""
+        for lost in self.lost:
+            yield from lost.cells()
+
+
+Handed = Step | LateLog | Leftovers
+"""What is handed over."""
+
+
 def _cells(*values: Number | None) -> Iterator[Pending]:
     for value in values:
         if isinstance(value, Pending):

@@ -10,7 +10,8 @@ from driven import Driven
 from random_loops import Shape, run
 from torch import Tensor, nn
 
-from gradtrace.handover.step import LateLog, Step
+from gradtrace.handover.step import Handed, LateLog, Step
+from gradtrace.measure.reading import Number
 from gradtrace.sampling import Sampling
 
 SHAPES = {
@@ -52,8 +53,12 @@ def loss_of(module: nn.Module, size: float = 1.0) -> Tensor:
     return torch.stack([p.square().sum() for p in module.parameters()]).sum() * size
 
 
-def logged(items: list[Step | LateLog]) -> list[dict[str, float]]:
-    return [dict(item.values if isinstance(item, LateLog) else item.logged) for item in items]  # type: ignore[arg-type]
+def logged(items: list[Handed]) -> list[dict[str, Number]]:
+    found = []
+    for item in items:
+        assert isinstance(item, (Step, LateLog))
+        found.append(dict(item.values if isinstance(item, LateLog) else item.logged))
+    return found
 
 
 def test_a_log_belongs_to_the_step_that_is_open_or_has_just_ended() -> None:
@@ -127,6 +132,28 @@ def test_a_step_by_hand() -> None:
             size = float(start.norm()) * 0.8**k
             assert record.gradients[name, "norm"] == pytest.approx(2 * size, rel=1e-5)
             assert record.updates[name, "norm"] == pytest.approx(0.2 * size, rel=1e-4)
+
+
+def test_a_log_beside_steps_by_hand() -> None:
+    """What is logged after a step is its own, unless nothing else happens before the next."""
+    model, _ = two()
+    driven = Driven(model)
+    log, mark = driven.collector.log, driven.collector.mark
+    for k in range(3):
+        log({"alone": float(k)})
+        mark()
+    driven.batch(1)
+    mark()
+    log({"after": 3.0})
+    driven.backward(loss_of(model))
+    log({"within": 4.0})
+    mark()
+    log({"last": 5.0})
+    driven.collector.finish()
+    assert logged(driven.taken()) == [
+        *({"alone": 0.0}, {"alone": 1.0}, {"alone": 2.0}, {}),
+        *({"after": 3.0}, {"within": 4.0}, {"last": 5.0}),
+    ]
 
 
 def test_a_round_that_was_begun_is_recorded_at_the_end() -> None:

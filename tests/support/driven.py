@@ -12,7 +12,7 @@ from gradtrace.assemble.assembler import Assembler
 from gradtrace.collect.collector import Collector
 from gradtrace.collect.schedule import Schedule
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import Batch, ClipCall, LateLog, Step
+from gradtrace.handover.step import Batch, ClipCall, Handed, Step
 from gradtrace.measure.parameters import Parameters
 from gradtrace.measure.reading import Pending
 from gradtrace.records import Array, StepRecord
@@ -35,7 +35,7 @@ class Driven:
         self.model = model
         self.notes: list[str] = []
         self.schedule = Schedule(sampling)
-        self.handoff: Handoff[Step | LateLog] = Handoff()
+        self.handoff: Handoff[Handed] = Handoff()
         self.collector = Collector(
             Parameters({"": model}, sampling),
             self.schedule,
@@ -81,7 +81,7 @@ class Driven:
         optimizer.step()
         self.collector.after_step(optimizer, closure=False, in_backward=False)
 
-    def taken(self) -> list[Step | LateLog]:
+    def taken(self) -> list[Handed]:
         """What was handed over, with its values."""
         return self.handoff.take()
 
