@@ -98,9 +98,12 @@ class Clipping:
             return
         self._changed.difference_update(touched)
         if self._reader.is_fresh(touched):
-            after, present = self._reader.read_again(positions, full=False, scale=step.scale)
+            # The step's table may be made of these.
+            full = step.due.full
+            after, present = self._reader.read_again(positions, full=full, scale=step.scale)
             step.clips.append(ClipCall("custom", tuple(present), after=after, inferred=True))
         else:
+            step.clips.append(ClipCall("custom", tuple(touched), inferred=True))
             self._note(
                 "clipping",
                 "gradients were changed between backward and the optimizer step by code other "
