@@ -242,4 +242,5 @@ def test_gradients_that_were_put_where_none_were_are_no_clipping() -> None:
     after = scaled(before, 0.5 / total(before))
     assert HandMade().judge(rows(before), rows(after)).kind == "norm"
     after[0] = after[0] + np.float32(0.1)
+    after = scaled(after, 0.5 / total(after))
     assert HandMade().judge(rows(before), rows(after)).kind is None
