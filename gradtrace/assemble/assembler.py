@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gradtrace.assemble.clipping import clip_of, covers, known_norm, sort_out
+from gradtrace.assemble.clipping import Sorted, clip_of, covers, known_norm, sort_out
+from gradtrace.assemble.handmade import HandMade
 from gradtrace.assemble.readings import (
     ParameterTables,
-    Rows,
     histograms_of,
     joined,
     layer_histograms,
@@ -16,7 +16,7 @@ from gradtrace.assemble.readings import (
     rows_of,
 )
 from gradtrace.handover.ids import plain
-from gradtrace.handover.step import Batch, LateLog, Lost, Part, Step
+from gradtrace.handover.step import Batch, LateLog, Leftovers, Lost, Part, Step
 from gradtrace.measure.reading import known
 from gradtrace.measure.rows import l2
 from gradtrace.records import BatchRef, Discard, LayerHistograms, MicroBatch, StepRecord
@@ -33,18 +33,26 @@ class Assembler:
         self._failed = failed
         self._last_time: float | None = None
         self._tables = ParameterTables()
+        self._hand_made = HandMade()
 
     def late(self, log: LateLog) -> dict[str, float]:
         """The values of a late `trace.log`."""
         return {name: known(value) for name, value in log.values.items()}
 
+    def leftovers(self, item: Leftovers) -> list[Discard]:
+        """What was thrown away at the end of a run."""
+        return [self._discard(lost, item.readable) for lost in item.lost]
+
     def record(self, step: Step) -> StepRecord:
         """The record of one step."""
-        norms = joined(step, "gradients")
-        calls, norms = sort_out(step.clips, norms) if step.readable else ([], norms)
-        weights = joined(step, "weights")
-        clip = clip_of(calls, norms)
+        found = Sorted(joined(step, "gradients"))
+        if step.readable:
+            found = sort_out(step.clips, found.rows, self._hand_made)
+        norms, weights = found.rows, joined(step, "weights")
+        clip = clip_of(found)
         grad_norm = None if norms is None else l2(norms[1])
+        if grad_norm is not None and not any(call.inferred for call in step.clips):
+            self._hand_made.untouched(grad_norm)
         if grad_norm is None and covers(step):
             grad_norm = known_norm(step.clips[0])
         seconds = None if self._last_time is None else step.ended - self._last_time
@@ -71,21 +79,29 @@ class Assembler:
             activations=module_table(step, "activations", with_range=True),
             output_gradients=module_table(step, "output_gradients", with_range=False),
             updates=self._tables.updates(step, joined(step, "updates"), weights),
-            histograms=self._histograms(step, norms),
+            histograms=self._histograms(step, found),
             logged=logged,
             rank=step.rank,
             overhead=step.overhead,
             remarks=tuple(sorted(step.remarks)),
             skipped=step.skipped or any(flag.number > 0 for flag in step.found_inf),
-            discarded=tuple([discard_of(lost, step.readable) for lost in step.lost]),
+            discarded=tuple([self._discard(lost, step.readable) for lost in step.lost]),
         )
 
-    def _histograms(self, step: Step, read: Rows | None) -> LayerHistograms | None:
-        """Of all layers whose gradients were read, or None; an error costs nothing else."""
-        if not step.histograms or not step.readable or read is None:
+    def _histograms(self, step: Step, sorted_: Sorted) -> LayerHistograms | None:
+        """Of all layers whose gradients were read, or None; an error costs nothing else.
+
+        They were counted before the loop's own code could rescale the gradients: by one factor, it
+        moves the limits; in another way, it makes them those of gradients that nobody used.
+        """
+        read, factor = sorted_.rows, sorted_.factor
+        if not step.histograms or not step.readable or read is None or factor is None:
             return None
         try:
             found = histograms_of(step)
+            if factor != 1.0:
+                for row in found.values():
+                    row[0] *= factor
         except Exception as error:
             if self._failed is None:
                 raise
@@ -95,20 +111,27 @@ class Assembler:
         whole = set(read[0].tolist()) <= found.keys()
         return layer_histograms(step.names, found) if whole else None
 
-
-def discard_of(lost: Lost, readable: bool) -> Discard:
-    """What was thrown away, in numbers."""
-    losses = [part.loss.number for part in lost.parts if part.loss is not None and readable]
-    measured = [rows_of(readings) for _, readings in lost.tables]
-    calls, rows = sort_out(lost.clips, merged(measured) if measured else None)
-    clip = clip_of(calls, rows)
-    norm = l2(rows[1]) if rows is not None else None if clip is None else clip.norm_before
-    return Discard(
-        time=lost.ended,
-        loss=sum(losses) / len(losses) if losses else None,
-        norm=norm if readable else None,
-        batches=tuple([batch_ref(batch) for part in lost.parts for batch in part.batches]),
-    )
+    def _discard(self, lost: Lost, readable: bool) -> Discard:
+        """What was thrown away, in numbers."""
+        losses = [
+            part.loss.number * part.divisor
+            for part in lost.parts
+            if part.loss is not None and readable
+        ]
+        measured = [rows_of(readings) for _, readings in lost.tables]
+        norm: float | None = None
+        if readable:
+            found = sort_out(lost.clips, merged(measured) if measured else None, self._hand_made)
+            if found.rows is not None:
+                norm = l2(found.rows[1])
+            elif lost.clips:
+                norm = known_norm(lost.clips[0])
+        return Discard(
+            time=lost.ended,
+            loss=sum(losses) / len(losses) if losses else None,
+            norm=norm,
+            batches=tuple([batch_ref(batch) for part in lost.parts for batch in part.batches]),
+        )
 
 
 def _part(part: Part, refs: dict[int, BatchRef], readable: bool) -> MicroBatch:

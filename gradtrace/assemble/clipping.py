@@ -4,39 +4,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from gradtrace.assemble.handmade import HandMade
 from gradtrace.assemble.readings import Rows, rows_of
 from gradtrace.handover.step import ClipCall, Step
 from gradtrace.measure.reading import known
-from gradtrace.measure.rows import ABS, NORM, l2
-from gradtrace.records import Array, Clip, ClipKind
+from gradtrace.measure.rows import ABS, l2
+from gradtrace.records import Array, Clip
 
-# Uniform scaling leaves the layers' norm ratios equal but for rounding, coarsest in bfloat16.
-_UNIFORM = 2e-3
 _EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
-def sort_out(
-    calls: Sequence[ClipCall], measured: Rows | None
-) -> tuple[list[ClipCall], Rows | None]:
-    """The calls that clipped, and the gradients they were given.
+@dataclass(slots=True)
+class Sorted:
+    """What clipped a step's gradients, and the gradients that it was given.
 
-    A change nobody announced that makes gradients larger, or finite ones non-finite, is no
-    clipping (noise, scaling, a fault): the gradients are then what it made of them.
+    `rows` are those after any rescaling, `factor` is what that multiplied all of them by; None
+    where it changed them in another way.
     """
-    clips: list[ClipCall] = []
+
+    rows: Rows | None
+    clips: list[tuple[tuple[int, ...], Clip]] = field(default_factory=list)
+    """Positions and what was done to them, in order."""
+    factor: float | None = 1.0
+
+
+def sort_out(calls: Sequence[ClipCall], measured: Rows | None, hand_made: HandMade) -> Sorted:
+    """Tells clipping from measuring and from rescaling.
+
+    A clip to infinity is a way to measure. A change nobody announced is what `hand_made` says;
+    where it is no clipping, the gradients are what it made of them.
+    """
+    found = Sorted(measured)
     for call in calls:
-        if not call.inferred and math.isinf(known(call.threshold)):
-            continue  # a way to measure
-        if call.inferred and measured is not None:
-            before, after = _pair(call, measured)
-            if before is not None and after is not None and _grew(l2(before), l2(after)):
-                measured = _replaced(measured, rows_of(call.after))
-                continue
-        clips.append(call)
-    return clips, measured
+        if call.inferred:
+            _judge(call, found, hand_made)
+        elif not math.isinf(known(call.threshold)):
+            found.clips.append((call.positions, _one(call, found.rows)))
+    return found
+
+
+def _judge(call: ClipCall, found: Sorted, hand_made: HandMade) -> None:
+    before, after = _pair(call, found.rows)
+    if before is None or after is None or found.rows is None:
+        return  # what the gradients were is not known: they were read after the change
+    verdict = hand_made.judge(before, after)
+    if verdict.kind is not None:
+        call.kind, call.threshold = verdict.kind, verdict.threshold
+        found.clips.append((call.positions, _changed(call, before, after)))
+    elif math.isfinite(l2(before)):
+        whole = len(before) == len(found.rows[0])
+        factor = verdict.factor if whole or verdict.factor == 1.0 else None
+        found.factor = None if factor is None or found.factor is None else found.factor * factor
+        found.rows = _replaced(found.rows, rows_of(call.after))
 
 
 def covers(step: Step) -> bool:
@@ -53,10 +76,6 @@ def known_norm(call: ClipCall) -> float | None:
     return None if call.norm is None else call.norm.number
 
 
-def _grew(before: float, after: float) -> bool:
-    return math.isfinite(before) and not after <= before * (1 + 1e-6)
-
-
 def _replaced(measured: Rows, changed: Rows) -> Rows:
     positions = np.union1d(measured[0], changed[0])
     rows = np.empty((len(positions), measured[1].shape[1]))
@@ -65,28 +84,28 @@ def _replaced(measured: Rows, changed: Rows) -> Rows:
     return positions, rows
 
 
-def clip_of(calls: Sequence[ClipCall], measured: Rows | None) -> Clip | None:
+def clip_of(found: Sorted) -> Clip | None:
     """All clipping of a step as one `Clip`; None when there was none.
 
     Calls on the same parameters follow each other: before is the first's, after the last's.
     Calls on different parameters are joined as parts of one vector.
     """
-    if not calls:
-        return None
-    clips = [_one(clip, measured) for clip in calls]
-    if len(clips) == 1:
-        return clips[0]
-    groups: list[tuple[set[int], float, float]] = []
-    for call, clip in zip(calls, clips, strict=True):
-        positions = set(call.positions)
-        for k, (seen, before, _) in enumerate(groups):
-            if seen & positions:
-                groups[k] = (seen | positions, before, clip.norm_after)
-                break
+    clips = [clip for _, clip in found.clips]
+    if len(clips) < 2:
+        return clips[0] if clips else None
+    # By position: the group that has it. So many calls on a layer each cost no more than they hold.
+    groups: list[tuple[float, float]] = []
+    group_of: dict[int, int] = {}
+    for positions, clip in found.clips:
+        at = next((group_of[p] for p in positions if p in group_of), None)
+        if at is None:
+            at = len(groups)
+            groups.append((clip.norm_before, clip.norm_after))
         else:
-            groups.append((positions, clip.norm_before, clip.norm_after))
-    before = math.hypot(*(group[1] for group in groups))
-    after = math.hypot(*(group[2] for group in groups))
+            groups[at] = (groups[at][0], clip.norm_after)
+        group_of |= dict.fromkeys(positions, at)
+    before = math.hypot(*[one for one, _ in groups])
+    after = math.hypot(*[one for _, one in groups])
     kinds = {clip.kind for clip in clips}
     return Clip(
         kind=clips[0].kind if len(kinds) == 1 else "custom",
@@ -100,9 +119,8 @@ def clip_of(calls: Sequence[ClipCall], measured: Rows | None) -> Clip | None:
 
 
 def _one(call: ClipCall, measured: Rows | None) -> Clip:
-    threshold = known(call.threshold)
     if call.norm is not None:
-        before = call.norm.number
+        threshold, before = known(call.threshold), call.norm.number
         coefficient = min(threshold / (before + _EPSILON), 1.0) if before == before else math.nan
         return Clip(
             kind=call.kind,
@@ -114,15 +132,18 @@ def _one(call: ClipCall, measured: Rows | None) -> Clip:
         )
     raw_rows, rows = _pair(call, measured)
     if raw_rows is None or rows is None:
-        return Clip(call.kind, threshold, math.nan, math.nan, math.nan, clipped=True)
-    before, after = l2(raw_rows), l2(rows)
-    kind: ClipKind = call.kind
-    if call.inferred:
-        kind, threshold = infer(raw_rows, rows)
+        return Clip(call.kind, known(call.threshold), math.nan, math.nan, math.nan, clipped=True)
+    return _changed(call, raw_rows, rows)
+
+
+def _changed(call: ClipCall, raw_rows: Array, rows: Array) -> Clip:
+    """A clip that is known by the rows before and after it."""
+    threshold, before, after = known(call.threshold), l2(raw_rows), l2(rows)
     peak = float(np.max(raw_rows[:, ABS], initial=0.0))
-    clipped = peak > threshold if kind == "value" else not math.isclose(before, after, rel_tol=1e-6)
+    by_value = call.kind == "value"
+    clipped = peak > threshold if by_value else not math.isclose(before, after, rel_tol=1e-6)
     return Clip(
-        kind=kind,
+        kind=call.kind,
         threshold=threshold,
         norm_before=before,
         norm_after=after,
@@ -130,28 +151,6 @@ def _one(call: ClipCall, measured: Rows | None) -> Clip:
         clipped=clipped,
         cosine=math.nan if call.cosine is None else call.cosine.number,
     )
-
-
-def infer(before: Array, after: Array) -> tuple[ClipKind, float]:
-    """What kind of clipping turns `before` into `after` (rows of the same layers), and its limit.
-
-    One ratio of norms for all layers is norm clipping; one largest magnitude shared by all layers
-    that lost some is value clipping; anything else is "custom". NaN when the limit did not show.
-    """
-    some = before[:, NORM] > 0
-    with np.errstate(all="ignore"):
-        ratios = after[some, NORM] / before[some, NORM]
-    usable = len(ratios) > 0 and bool(np.all(np.isfinite(ratios)))
-    if usable and np.ptp(ratios) <= _UNIFORM * float(np.max(ratios)):
-        scaled = not math.isclose(float(np.median(ratios)), 1.0, rel_tol=1e-6)
-        return "norm", l2(after) if scaled else math.nan
-    lowered = after[:, ABS] < before[:, ABS] * (1 - 1e-6)
-    if np.any(lowered):
-        peaks = after[lowered, ABS]
-        peak = float(np.max(peaks))
-        if np.ptp(peaks) <= 1e-5 * peak and float(np.max(after[:, ABS])) <= peak * (1 + 1e-5):
-            return "value", peak
-    return "custom", math.nan
 
 
 def _pair(call: ClipCall, measured: Rows | None) -> tuple[Array | None, Array | None]:

@@ -11,8 +11,8 @@ from typing import Protocol
 from gradtrace.assemble.assembler import Assembler
 from gradtrace.guard import Guard
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import LateLog, Step
-from gradtrace.records import Event, Record, StepRecord
+from gradtrace.handover.step import Handed, LateLog, Leftovers
+from gradtrace.records import Discard, Event, Record, StepRecord
 
 POLL = 0.2
 AT_ONCE = 256
@@ -42,12 +42,13 @@ class Background:
     A sink gets each record followed by the events it caused. Errors of a stage are held back by
     `guard` and cost the record they concern, nothing else. `tick` is called each TICK seconds, also
     while nothing arrives. `scores` gives those of the record the detectors have just seen, `news`
-    the events that no detector found (notes) and that are not on their way yet.
+    the events that no detector found (notes) and that are not on their way yet, `leftover` those of
+    what was thrown away when no step has followed.
     """
 
     def __init__(
         self,
-        handoff: Handoff[Step | LateLog],
+        handoff: Handoff[Handed],
         detectors: Sequence[Detector],
         sinks: Sequence[Sink],
         guard: Guard,
@@ -56,6 +57,7 @@ class Background:
         tick: Callable[[], None] = lambda: None,
         scores: Callable[[], Mapping[str, float]] = dict,
         news: Callable[[], Sequence[Event]] = tuple,
+        leftover: Callable[[Sequence[Discard]], Sequence[Event]] = lambda discards: (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handoff = handoff
@@ -65,6 +67,7 @@ class Background:
         self._tick = tick
         self._scores = scores
         self._news = news
+        self._leftover = leftover
         self._clock = clock
         self._ticked = clock()
         self._assembler = Assembler(guard.failed)
@@ -149,6 +152,10 @@ class Background:
             try:
                 if isinstance(item, LateLog):
                     self._log_late(self._assembler.late(item))
+                    continue
+                if isinstance(item, Leftovers):
+                    self._let_go(out)
+                    out.extend(self._leftover(self._assembler.leftovers(item)))
                     continue
                 record = self._assembler.record(item)
                 if self._carried:

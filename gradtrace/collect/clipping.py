@@ -32,6 +32,7 @@ class Clipping:
         self._clips_values = False
         self._before_values: list[Tensor | None] | None = None
         self._clipped: set[int] = set()
+        self._changed: set[int] = set()
 
     def remark(
         self, step: Step, given: Sequence[object], positions: Sequence[int], *, first: bool
@@ -49,9 +50,14 @@ class Clipping:
         if not self._clipped.isdisjoint(positions):
             step.remarks.add("twice")
 
+    def has_clipped(self, positions: Iterable[int]) -> bool:
+        """Whether all of these gradients have been clipped as they are."""
+        return self._clipped.issuperset(positions)
+
     def unclipped(self, positions: Iterable[int]) -> None:
         """These gradients are others now, which nobody has clipped yet."""
         self._clipped.difference_update(positions)
+        self._changed.difference_update(positions)
 
     def before(self, step: Step, positions: Sequence[int]) -> None:
         """A call is about to change these gradients, which have been read."""
@@ -74,15 +80,30 @@ class Clipping:
         self._clipped.update(call.positions)
         self._ledger.known(call.positions)
 
+    def changed(self, positions: Iterable[int]) -> None:
+        """Somebody changed these gradients; whoever uses or clips them next will note it."""
+        self._changed.update(positions)
+
     def watch_changes(self, step: Step, positions: Sequence[int]) -> None:
-        """Looks for a change of gradients that nobody announced."""
+        """Looks for a change of these gradients that nobody announced, and notes it."""
         touched = self._ledger.touched(positions)
+        self._ledger.known(touched)
+        self._changed.update(touched)
+        self.note_changes(step, positions)
+
+    def note_changes(self, step: Step, positions: Sequence[int]) -> None:
+        """Puts into the step what is known to have changed of the gradients at `positions`."""
+        touched = [i for i in positions if i in self._changed] if self._changed else []
         if not touched:
             return
+        self._changed.difference_update(touched)
         if self._reader.is_fresh(touched):
-            after, present = self._reader.read_again(positions, full=False, scale=step.scale)
+            # The step's table may be made of these.
+            full = step.due.full
+            after, present = self._reader.read_again(positions, full=full, scale=step.scale)
             step.clips.append(ClipCall("custom", tuple(present), after=after, inferred=True))
         else:
+            step.clips.append(ClipCall("custom", tuple(touched), inferred=True))
             self._note(
                 "clipping",
                 "gradients were changed between backward and the optimizer step by code other "
@@ -90,4 +111,3 @@ class Clipping:
                 "steps are read right after each backward",
             )
         self.changes_unannounced = True
-        self._ledger.known(touched)

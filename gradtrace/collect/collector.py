@@ -11,23 +11,23 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradtrace.collect.batches import Batches
 from gradtrace.collect.clipping import Clipping
 from gradtrace.collect.discards import Discards
-from gradtrace.collect.ledger import Ledger
+from gradtrace.collect.ledger import MOST, Changes, Ledger
 from gradtrace.collect.measuring import Guarded, Measuring, Note
 from gradtrace.collect.optimizers import Owners
 from gradtrace.collect.rounds import Piece, Rounds
 from gradtrace.collect.schedule import Schedule
 from gradtrace.collect.trainer import Trainer
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import Batch, ClipCall, LateLog, Part, Step
+from gradtrace.handover.step import Batch, ClipCall, Handed, LateLog, Leftovers, Part, Step
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
-from gradtrace.measure.reading import Pending, pending
+from gradtrace.measure.reading import Number, Pending, pending
 from gradtrace.measure.rows import Positions
 from gradtrace.sampling import Due
 
@@ -50,7 +50,7 @@ class Collector:
         self,
         parameters: Parameters,
         schedule: Schedule,
-        handoff: Handoff[Step | LateLog],
+        handoff: Handoff[Handed],
         *,
         batches: Batches,
         rank: int,
@@ -82,8 +82,10 @@ class Collector:
         self._rounds = Rounds(step_after)
         self._owners = Owners(parameters)
         self._pieces: list[Piece] = []
-        self._manual = False
+        self.by_hand = False
+        """Whether the user closes steps; then nothing else does."""
         self._moved_in_backward: list[int] = []
+        self._held: dict[str, Number] = {}
         self._in_closure = False
         self._carried: list[Batch] = []
         self._scaler_steps = 0
@@ -137,33 +139,47 @@ class Collector:
     def _eager(self) -> bool:
         # The first steps find out whether the loop changes gradients with code of its own.
         # Within a closure an optimizer of optimizers may use them at once.
-        unusual = self._clipping.changes_unannounced or self._manual or self._in_closure
+        unusual = self._clipping.changes_unannounced or self.by_hand or self._in_closure
         return (unusual or self._schedule.beginning) and self.open.due.gradients
 
     # -- batches, losses, values ---
 
+    def delivered(self) -> None:
+        """A batch was delivered to the loop."""
+        self._log_held()
+
     def log(self, values: Mapping[str, float | Tensor]) -> None:
         """Values the user logs: they belong to the step that is open, or has just ended."""
-        if self._manual:
-            logged = self.open.logged
-        elif self._pieces and not self.open and not self._ledger.alive:
+        if self._pieces and not self.open and not self._ledger.alive:
             logged = self._pieces[-1].step.logged
         elif self.open or self._batches.waiting or self._ledger.alive or self._schedule.step == 0:
             logged = self.open.logged
+        elif self.by_hand:
+            logged = self._held  # of the step that ended, or of one that nothing else will make
         else:
             self._handoff.put(LateLog.of(values))
             return
         logged |= {name: pending(value) for name, value in values.items()}
 
+    def _log_held(self) -> None:
+        """Something has happened since: what was logged belongs to the step that had ended."""
+        if self._held:
+            self._handoff.put(LateLog(self._held))
+            self._held = {}
+
     def divide(self, by: float) -> None:
         """Losses that follow were divided by so much before their backward."""
         self._divisor = by
 
-    def zeroed(self) -> None:
-        """A `zero_grad` returned."""
+    def zeroed(self, owner: Optimizer | nn.Module) -> None:
+        """`owner.zero_grad()` returned."""
         if not self.trainer.here():
             return
-        self._ledger.zeroed()
+        if isinstance(owner, Optimizer):
+            positions = self._owners.positions_of(owner)
+        else:
+            positions = self._parameters.positions(owner.parameters())
+        self._ledger.zeroed(positions)
         if self._ledger.alive and not self._in_closure:
             # Gradients that nothing has used: the forward that led to them has been measured, the
             # next one has not.
@@ -175,19 +191,31 @@ class Collector:
         """A backward begins; the result is for `after_backward`."""
         if not self.trainer.here():
             return False
+        self._log_held()
         self._settle()
         return True
 
     def _settle(self) -> None:
         """Takes note of what has happened to gradients since the last look."""
-        changes = self._ledger.settle()
-        gone = changes.dropped + changes.changed
-        if gone:
-            self._reader.gone(changes.dropped)
+        self._take(self._ledger.settle())
+
+    def _take(self, changes: Changes) -> None:
+        if changes.changed:
             self._reader.stale(changes.changed)
-            self._clipping.unclipped(gone)
+            self._clipping.unclipped(changes.changed)
         if changes.dropped:
             self._drop(changes.dropped, changes.lost)
+            self._reader.gone(changes.dropped)
+            self._clipping.unclipped(changes.dropped)
+
+    def _look(self, positions: Sequence[int]) -> None:
+        """Takes note of the same before a step, which will use the gradients at `positions`."""
+        changes = self._ledger.settle()
+        changed, changes.changed = changes.changed, []
+        self._take(changes)
+        self._clipping.changed(changed)
+        if self.open.due.gradients:
+            self._clipping.note_changes(self.open, positions)
 
     def _drop(self, positions: Sequence[int], parts: list[Part]) -> None:
         """Gradients were thrown away, and with them what was read of them or done to them."""
@@ -198,6 +226,10 @@ class Collector:
             measured = None
         else:
             measured = self.open.take_measurements()
+            if not self._reader.is_fresh(positions):
+                measured.tables = []  # a later backward has added to what was read
+            if not self._clipping.has_clipped(positions):
+                measured.clips = []
             measured.divisor = None if self.open.scale is None else Pending(self.open.scale)
         if self._in_closure:
             # An evaluation that the optimizer has used before this one; the batch is the same.
@@ -234,6 +266,12 @@ class Collector:
             return False  # another model's
         self._part_count += 1
         self.backwards += 1
+        if self._ledger.overflown:
+            self._note(
+                "losses",
+                f"more than {MOST:,} backwards were added up and no optimizer of these parameters "
+                "has stepped: only the newest are remembered; call trace.step() where a step ends",
+            )
         part.batches = (*self._carried, *self._batches.take())
         self._carried = []
         self._discards.backward(written)
@@ -247,7 +285,7 @@ class Collector:
             return True
         if self._eager:
             self._read(written)
-        if self._manual and self.open.due.updates:
+        if self.by_hand and self.open.due.updates:
             self._measuring.before_update(self.open, -1, written)
         return True
 
@@ -300,8 +338,7 @@ class Collector:
         if not positions or not self.trainer.trains():
             return False
         self.open.scale = scale
-        if self.open.due.gradients:
-            self._clipping.watch_changes(self.open, positions)
+        self._look(positions)
         self._scaler_steps += 1
         return True
 
@@ -326,17 +363,17 @@ class Collector:
             return False
         if not self.trainer.trains():
             return False
-        self._ledger.grow()
+        self._take(self._ledger.grow())
         if not closure:
             self._join(optimizer, positions)
+            if not in_backward and not self._scaler_steps:
+                self._look(positions)
         self._in_closure = closure
         due = self.open.due
         if due.gradients:
             if in_backward:
                 self._measuring.loose(self.open, positions, self._loose, self._before)
             elif not closure:
-                if not self._scaler_steps:
-                    self._clipping.watch_changes(self.open, positions)
                 self._read(positions + self._owners.nobodys())
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):
@@ -365,13 +402,15 @@ class Collector:
     def mark(self) -> None:
         """The user closes a step by hand; nothing happens when nothing happened."""
         open_, everything = self.open, range(len(self._parameters.tensors))
-        self._manual = True
+        self.by_hand = True
+        open_.logged |= self._held
+        self._held = {}
         if open_ or open_.logged or self._ledger.alive or self._batches.waiting:
             if not open_.stepped:
                 if open_.due.gradients and not any(t == "gradients" for t, _ in open_.tables):
                     self._read(everything)
                 self._measuring.after_update(open_, -1)
-                self._use(everything)
+                self._use(everything, by_hand=True)
                 open_.batches += self._batches.take(everything=not open_.parts)
                 open_.ended = time.time()
             self._end(complete=True)
@@ -381,7 +420,13 @@ class Collector:
 
     def finish(self) -> None:
         """Seals what is still open at the end of the trace, if an optimizer has stepped in it."""
+        if self.trainer.here():
+            self._settle()
+        self._log_held()
         self._close()
+        rest = self._discards.rest()
+        if rest:
+            self._handoff.put(Leftovers(rest, self._readable))
         self._measuring.forget()
         self._batches.clear()
         self._ledger.clear()
@@ -413,20 +458,25 @@ class Collector:
         self.open.stepped.append(weakref.ref(optimizer))
         self.open.ended = time.time()
 
-    def _use(self, positions: Sequence[int], *, in_backward: bool = False) -> None:
+    def _use(
+        self, positions: Sequence[int], *, in_backward: bool = False, by_hand: bool = False
+    ) -> None:
         """The gradients at these positions have been used: what led to them is this step's."""
-        parts = self._ledger.use(positions)
-        parts, lost = self._discards.settle(parts, hand_made=not parts)
+        made = by_hand or self._ledger.made(positions)
+        settled = self._discards.settle(self._ledger.use(positions), made=made)
         self._foreign = False
         self.open.used.update(positions)
-        if not (parts or in_backward or self._manual or self.open.parts or self.open.skipped):
+        silent = in_backward or self.by_hand or self.open.parts or self.open.skipped
+        if not (settled.parts or silent):
             self._note(
                 "loss",
                 "gradients were used that no backward has written since they were used last: "
                 "such steps have no loss; say what it is with trace.log(loss=...)",
             )
-        self.open.parts += parts
-        self.open.lost += lost
+        self.open.parts += settled.parts
+        self.open.lost += settled.lost
+        if settled.last is not None and not any(t == "gradients" for t, _ in self.open.tables):
+            self.open.put_back(settled.last)
         self._reader.gone(positions)
         self._clipping.unclipped(positions)
 
@@ -441,7 +491,7 @@ class Collector:
             if accumulator and step.asks_for(table):
                 step.tables.append((table, [accumulator.reading()]))
         self._pieces.append(Piece(step, self._own))
-        if complete or (not self._manual and self._rounds.complete(self._pieces, self._moved_all)):
+        if complete or (not self.by_hand and self._rounds.complete(self._pieces, self._moved_all)):
             self._close()
         self._begin()
 

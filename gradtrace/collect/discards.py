@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +14,16 @@ from gradtrace.measure.parameters import Parameters
 
 MOST = 64
 """Of them that are remembered between two steps; more are counted only."""
+
+
+class Settled(NamedTuple):
+    """What a step is made of."""
+
+    parts: list[Part]
+    lost: list[Lost]
+    """What was thrown away before it."""
+    last: Lost | None
+    """The newest of what was thrown away and yet used: what was measured of it is the step's."""
 
 
 class Discards:
@@ -61,26 +72,32 @@ class Discards:
         """Whether more was thrown away since the last step than is remembered."""
         return len(self._lost) >= MOST
 
-    def settle(self, parts: list[Part], *, hand_made: bool) -> tuple[list[Part], list[Lost]]:
-        """The parts of a step that used `parts`, and what was lost before it.
+    def settle(self, parts: list[Part], *, made: bool) -> Settled:
+        """What a step that used the gradients of `parts` is made of.
 
-        `hand_made` tells that its gradients came from no backward.
+        `made` tells that gradients of the loop's own making were among them.
         """
         lost, self._lost = self._lost, []
-        if hand_made:
+        if any(part.batches for part in parts):
+            pass
+        elif made:
             found = [part for one in lost for part in one.parts]
             for part in found:
                 part.used = True
-            if found:
-                self.count -= sum(len(one.parts) for one in lost if not one.by_hand)
-            return found, []
-        if not any(part.batches for part in parts):
+            self.count -= sum(len(one.parts) for one in lost if not one.by_hand)
+            return Settled(found + parts, [], lost[-1] if lost else None)
+        elif parts:
             # The batch was used again, by this step.
             for one in reversed(lost):
                 batches = tuple([b for part in one.parts for b in part.batches])
-                if batches and parts:
+                if batches:
                     parts[0].batches = batches
                     for part in one.parts:
                         part.batches = ()
                     break
-        return parts, [one for one in lost if not one.by_hand]
+        return Settled(parts, [one for one in lost if not one.by_hand], None)
+
+    def rest(self) -> list[Lost]:
+        """What was thrown away and no step has followed; at the end of a run."""
+        lost, self._lost = self._lost, []
+        return [one for one in lost if not one.by_hand]

@@ -24,6 +24,9 @@ from gradtrace.handover.step import Part
 from gradtrace.measure.flat import held
 from gradtrace.measure.parameters import Parameters
 
+MOST = 1024
+"""Backwards that a sum remembers; of longer ones the newest."""
+
 
 class Account:
     """The sum of some backwards, held by `holders` gradients; `used` by an optimizer."""
@@ -41,7 +44,7 @@ class Changes:
     """What a look at the gradients found to have happened since the last one."""
 
     dropped: list[int] = field(default_factory=list)
-    """Positions whose gradients were thrown away: removed or zeroed."""
+    """Positions whose gradients were thrown away: removed, zeroed, or gone with a parameter."""
     lost: list[Part] = field(default_factory=list)
     """Backwards of which no gradient is left and none was used."""
     changed: list[int] = field(default_factory=list)
@@ -56,13 +59,26 @@ class Ledger:
         self._accounts: list[Account | None] = []
         self._refs: list[weakref.ref[Tensor] | None] = []
         self._versions: list[int] = []
-        self._zeroed = False
+        self._zeroed: set[int] = set()
+        self._made: set[int] = set()
         self._unused = 0
-        self.grow()
+        # By a part's number: how many sums hold it.
+        self._sums: dict[int, int] = {}
+        self._changes = Changes()
+        self.overflown = False
+        """Whether any sum was of more backwards than are remembered."""
         self.settle()
 
-    def grow(self) -> None:
-        """Makes room for parameters that were found since, and forgets those that are gone."""
+    def grow(self) -> Changes:
+        """Makes room for parameters that were found since, and forgets those that are gone.
+
+        O(1) while there are none. What has become of the forgotten ones' gradients is returned.
+        """
+        self._grow()
+        changes, self._changes = self._changes, Changes()
+        return changes
+
+    def _grow(self) -> None:
         missing = len(self._parameters.tensors) - len(self._accounts)
         if missing:
             first = len(self._accounts)
@@ -72,22 +88,20 @@ class Ledger:
             self.known(range(first, first + missing))
         replaced = self._parameters.replaced
         if replaced:
-            for i in replaced:
-                account, self._accounts[i] = self._accounts[i], None
+            for i in sorted(replaced):
+                account = self._accounts[i]
                 if account is not None:
-                    account.holders -= 1
-                    self._unused -= not account.used
+                    self._drop(i, account, self._changes)
             self.known(replaced)
             self._parameters.replaced = set()
 
-    def zeroed(self) -> None:
-        """A `zero_grad` was called: what has changed in place since the last look is zero."""
-        self._zeroed = True
+    def zeroed(self, positions: Iterable[int]) -> None:
+        """These were zeroed by a `zero_grad`: what has changed in place is zero."""
+        self._zeroed.update(positions)
 
     def settle(self) -> Changes:
         """Looks at all gradients, before a backward, and takes what they are now as known."""
-        self.grow()
-        changes = Changes()
+        changes = self.grow()
         accounts = self._accounts
         for i, grad in enumerate(self._grads()):
             account = accounts[i]
@@ -95,21 +109,26 @@ class Ledger:
                 if account is not None:
                     self._drop(i, account, changes)
                 self._refs[i] = None
+                self._made.discard(i)
                 continue
             ref = self._refs[i]
-            if ref is not None and ref() is grad:
-                if self._versions[i] == grad._version:
-                    continue
-                self._versions[i] = grad._version
-                zero = account is not None and account.used
-                if self._zeroed or zero or _is_zero(grad):
-                    if account is not None:
-                        self._drop(i, account, changes)
-                    continue
+            same = ref is not None and ref() is grad
+            if same and self._versions[i] == grad._version:
+                continue
+            if not same:
+                self._refs[i] = weakref.ref(grad)
+            self._versions[i] = grad._version
+            # A gradient that was used and is written to was zeroed, whichever way.
+            told = same and (i in self._zeroed or (account is not None and account.used))
+            if told or _is_zero(grad):
+                self._made.discard(i)
+                if account is not None:
+                    self._drop(i, account, changes)
             else:
-                self._refs[i], self._versions[i] = weakref.ref(grad), grad._version
-            changes.changed.append(i)
-        self._zeroed = False
+                changes.changed.append(i)
+                if not same:
+                    self._made.add(i)
+        self._zeroed.clear()
         return changes
 
     def _grads(self) -> list[Tensor | None]:
@@ -117,16 +136,33 @@ class Ledger:
 
     def _drop(self, position: int, account: Account, changes: Changes) -> None:
         self._accounts[position] = None
-        account.holders -= 1
         if not account.used:
             self._unused -= 1
             changes.dropped.append(position)
-            if not account.holders:
-                changes.lost += [part for part in account.parts if not part.used]
+        changes.lost += [part for part in self._let_go(account) if not part.used]
+
+    def _let_go(self, account: Account) -> list[Part]:
+        """One gradient less is this sum; the backwards of which no gradient is left."""
+        account.holders -= 1
+        if account.holders:
+            return []
+        gone = []
+        for part in account.parts:
+            left = self._sums.pop(part.number) - 1
+            if left:
+                self._sums[part.number] = left
+            else:
+                gone.append(part)
+        return gone
+
+    def _new(self, parts: tuple[Part, ...]) -> Account:
+        for part in parts:
+            self._sums[part.number] = self._sums.get(part.number, 0) + 1
+        return Account(parts)
 
     def written(self, part: Part) -> list[int]:
         """After a backward that followed a `settle`: the positions it wrote, now part of them."""
-        self.grow()
+        self._grow()
         positions: list[int] = []
         sums: dict[Account | None, Account] = {}
         for i, grad in enumerate(self._grads()):
@@ -135,6 +171,7 @@ class Ledger:
             ref = self._refs[i]
             if ref is None or ref() is not grad:
                 self._refs[i] = weakref.ref(grad)
+                self._made.discard(i)
             elif self._versions[i] == grad._version:
                 continue
             self._versions[i] = grad._version
@@ -142,10 +179,11 @@ class Ledger:
             before = self._accounts[i]
             after = sums.get(before)
             if after is None:
-                old = () if before is None else tuple([p for p in before.parts if not p.used])
-                after = sums[before] = Account((*old, part))
+                old = [] if before is None else [p for p in before.parts if not p.used]
+                self.overflown |= len(old) >= MOST
+                after = sums[before] = self._new((*old[1 - MOST :], part))
             if before is not None:
-                before.holders -= 1
+                self._let_go(before)
             if before is None or before.used:
                 self._unused += 1
             after.holders += 1
@@ -157,13 +195,14 @@ class Ledger:
         new = set(self._parameters.replaced) | set(
             range(len(self._accounts), len(self._parameters.tensors))
         )
-        self.grow()
-        account = Account((part,))
+        self._grow()
         positions = [i for i in sorted(new) if self._parameters.tensors[i].grad is not None]
-        for i in positions:
-            self._accounts[i] = account
-            account.holders += 1
-        self._unused += len(positions)
+        if positions:
+            account = self._new((part,))
+            account.holders = len(positions)
+            for i in positions:
+                self._accounts[i] = account
+            self._unused += len(positions)
         return positions
 
     def touched(self, positions: Iterable[int]) -> list[int]:
@@ -186,11 +225,17 @@ class Ledger:
             grad = held(self._parameters.tensors[i].grad)
             if grad is None:
                 self._refs[i] = None
+                self._made.discard(i)
             else:
                 ref = self._refs[i]
                 if ref is None or ref() is not grad:
                     self._refs[i] = weakref.ref(grad)
+                    self._made.add(i)
                 self._versions[i] = grad._version
+
+    def made(self, positions: Iterable[int]) -> bool:
+        """Whether the loop put a gradient of its own making in the place of any of these."""
+        return not self._made.isdisjoint(positions)
 
     def parts(self, positions: Iterable[int]) -> list[Part]:
         """The backwards that the gradients at `positions` were summed from, oldest first."""
@@ -214,14 +259,15 @@ class Ledger:
             # Others may hold the same sum and not have used it yet.
             mine = split.get(account)
             if mine is None:
-                mine = split[account] = Account(account.parts)
+                mine = split[account] = self._new(account.parts)
                 mine.used = True
-            account.holders -= 1
             mine.holders += 1
+            self._let_go(account)
             self._unused -= 1
             self._accounts[i] = mine
         for part in parts:
             part.used = True
+        self._made.difference_update(positions)
         return parts
 
     def unused(self, positions: Iterable[int]) -> bool:

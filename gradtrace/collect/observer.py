@@ -62,7 +62,7 @@ class Observer:
         self.after_scaler_step = wrap("the scaler tap", self._after_scaler_step)
         self._wanted = wrap("the loader tap", self._batches.wants)
         self.begins = wrap("the loader tap", self._batches.begin)
-        self.delivered = wrap("the loader tap", self._batches.delivered)
+        self.delivered = wrap("the loader tap", self._delivered)
         self.ended = wrap("the loader tap", self._batches.ended)
 
     def attach(self, stack: ExitStack) -> None:
@@ -195,6 +195,10 @@ class Observer:
     def wants(self, loader: Any) -> bool:
         """Whether an iteration that begins in this thread is of interest."""
         return self._collector.trainer.here() and bool(self._wanted(loader))
+
+    def _delivered(self, stream: Any, indices: Any, data: Any) -> None:
+        self._collector.delivered()
+        self._batches.delivered(stream, indices, data)
 
 
 def _kept(limit: Any) -> Any:

@@ -185,6 +185,12 @@ class Step:
         self.clips, self.histograms, self.void, self.remarks = [], [], [], set()
         return lost
 
+    def put_back(self, lost: Lost) -> None:
+        """These measurements are the step's after all."""
+        self.tables = lost.tables + self.tables
+        self.clips = lost.clips + self.clips
+        lost.tables, lost.clips = [], []
+
     def absorb(self, later: Step) -> None:
         """Takes over what a later piece of the same step holds."""
         later.narrow(self.due)
@@ -248,6 +254,24 @@ class LateLog:
     def cells(self) -> Iterator[Pending]:
         """What has to arrive."""
         yield from _cells(*self.values.values())
+
+
+@dataclass(slots=True)
+class Leftovers:
+    """What was thrown away at the end of a run, when no step has followed."""
+
+    lost: list[Lost]
+    readable: bool = True
+    """As in `Step`."""
+
+    def cells(self) -> Iterator[Pending]:
+        """What has to arrive."""
+        for lost in self.lost:
+            yield from lost.cells()
+
+
+Handed = Step | LateLog | Leftovers
+"""What is handed over."""
 
 
 def _cells(*values: Number | None) -> Iterator[Pending]:

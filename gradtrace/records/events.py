@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from gradtrace.records.steps import BatchRef, Clip, StepRecord
 
 Severity = Literal["info", "warning", "error"]
+SkipReason = Literal["overflow", "discarded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +50,22 @@ class NonFinite(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedStep(Event):
-    """The optimizer did not move because the AMP scaler found NaN or Inf at this `scale`."""
+    """Gradients were computed and moved nothing; `reason` says why.
+
+    "overflow": the AMP scaler found NaN or Inf at this `scale` and kept the optimizer back; `step`
+    is that step. "discarded": the loop threw them away before the step `step`, or after it at the
+    end of a run; `loss` is the mean of their losses, `norm` theirs, `batches` what they were
+    computed from. In an unbroken `streak` of one reason the events come at lengths 1 to 10, then
+    16, 32, 64, ...
+    """
 
     kind: ClassVar[str] = "skipped_step"
-    scale: float | None
+    scale: float | None = None
     streak: int = 1
+    reason: SkipReason = "overflow"
+    loss: float | None = None
+    norm: float | None = None
+    batches: tuple[BatchRef, ...] = ()
 
 
 Suspect = Literal["batch", "update", "unknown"]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradtrace.detect.clipping import clipped_norms
-from gradtrace.records import Array
+from gradtrace.records import Array, SkippedStep
 from gradtrace.runlog.arrays import as_numpy, is_seen
 from gradtrace.runlog.reader import Run
 from gradtrace.thresholds import (
@@ -71,7 +71,8 @@ class Summary:
     """A run in a page of numbers.
 
     `percentiles` maps 50, 90, 95, 99 to gradient norms before clipping; non-finite ones are left
-    out and counted in `nonfinite_steps` with non-finite losses. `layers` come largest median norm
+    out and counted in `nonfinite_steps` with non-finite losses. `discarded` are backwards whose
+    gradients the loop threw away. `layers` come largest median norm
     first, all of them. `seconds` is from the first step to the last, `overhead` what gradtrace
     spent on the training thread and `overhead_ratio` their quotient. `advice` is what the numbers
     suggest to look at. None and empty where nothing was recorded.
@@ -87,6 +88,7 @@ class Summary:
     clipping: ClipSummary | None
     nonfinite_steps: int
     skipped_steps: int
+    discarded: int
     layers: tuple[LayerShare, ...]
     events: dict[str, int]
     notes: tuple[str, ...]
@@ -126,6 +128,7 @@ def summarize(run: Run) -> Summary:
         clipping=clipping,
         nonfinite_steps=int(bad.sum()),
         skipped_steps=int(_bools(steps, "skipped").sum()),
+        discarded=_discarded(run),
         layers=_layers(run.gradients),
         events={kind: kinds.count(kind) for kind in sorted(set(kinds))},
         notes=tuple(event.message for event in run.events if event.kind == "note"),
@@ -135,6 +138,14 @@ def summarize(run: Run) -> Summary:
             _advice(clipping, clipped_norms(_floats(steps, "norm_before"), norm), int(bad.sum()))
         ),
     )
+
+
+def _discarded(run: Run) -> int:
+    """As counted at the end of the run; of one that was killed, what events tell."""
+    told = sum(isinstance(e, SkippedStep) and e.reason == "discarded" for e in run.events)
+    ended = run.info.get("summary")
+    counted = ended.get("discarded", 0) if isinstance(ended, dict) else 0
+    return max(told, int(counted)) if isinstance(counted, int) else told
 
 
 def _loss(number: Array, loss: Array, recorded: npt.NDArray[np.bool_]) -> LossSummary | None:

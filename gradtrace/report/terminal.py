@@ -54,6 +54,8 @@ def _facts(summary: Summary) -> Iterable[tuple[str, str]]:
     yield "non-finite", f"{summary.nonfinite_steps:,} steps"
     if summary.skipped_steps:
         yield "skipped", f"{summary.skipped_steps:,} steps, by the AMP scaler"
+    if summary.discarded:
+        yield "thrown away", f"the gradients of {summary.discarded:,} backwards, by the loop"
     events = ", ".join(f"{count:,} {kind}" for kind, count in summary.events.items())
     if events:
         yield "events", plain(events)

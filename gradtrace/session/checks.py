@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 
@@ -80,6 +81,39 @@ def check_callable(name: str, value: Any) -> Any:
             "None"
         )
     return value
+
+
+def check_step_after(optimizer: Any, models: Mapping[str, nn.Module]) -> None:
+    """Raises TypeError for what is no optimizer, ValueError for one of other parameters."""
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"step_after is a {type(optimizer).__name__}; expected the torch optimizer whose step "
+            "ends a step of the training: for any other call trace.step() where a step ends"
+        )
+    watched = {id(p) for model in models.values() for p in model.parameters()}
+    if not any(id(p) in watched for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            f"step_after is a {type(optimizer).__name__} that holds none of the model's parameters,"
+            " so its steps would end nothing; expected one that does: pass the optimizer that steps"
+            " last"
+        )
+
+
+def check_divisor(by: Any) -> float:
+    """What losses were divided by. Raises TypeError or ValueError unless finite and above 0."""
+    if isinstance(by, bool) or not isinstance(by, (int, float)):
+        raise TypeError(
+            f"trace.divide() got {by!r}; expected the number that losses are divided by before "
+            "their backward, such as the micro-batches of a step"
+        )
+    if not 0 < by < math.inf:
+        raise ValueError(
+            f"trace.divide() got {by!r}; expected a finite number above 0: 1 where losses are not "
+            "divided"
+        )
+    return float(by)
 
 
 def check_callbacks(name: str, value: Any) -> tuple[Any, ...]:

@@ -75,6 +75,8 @@ def _look_for_mistakes(wiring: Wiring) -> None:
         backwards=wiring.collector.backwards,
         others=wiring.collector.others,
         gradients=wiring.recent.gradients,
+        losses=wiring.recent.losses,
+        by_hand=wiring.collector.by_hand,
         loader=wiring.loader_given,
         batches=wiring.observer.delivered_batches,
     )
@@ -106,6 +108,7 @@ def _end(wiring: Wiring, status: str) -> None:
             {
                 "steps": wiring.recent.count,
                 "dropped": wiring.handoff.dropped,
+                "discarded": wiring.collector.discarded,
                 "overhead": asdict(Overhead.of(wiring.guard, wiring.recent)),
                 "clipping": asdict(wiring.clipping.summary()),
             },

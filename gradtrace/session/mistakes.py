@@ -11,13 +11,16 @@ class Seen:
     """What a trace has seen by its end.
 
     `backwards` reached the watched parameters, `others` did not; `gradients` says whether any step
-    had a gradient norm, `loader` whether one was given, `batches` how many it delivered.
+    had a gradient norm, `losses` a loss, `by_hand` that trace.step() was called, `loader` whether
+    one was given, `batches` how many it delivered.
     """
 
     steps: int
     backwards: int
     others: int
     gradients: bool
+    losses: bool
+    by_hand: bool
     loader: bool
     batches: int
 
@@ -36,7 +39,7 @@ def mistakes(seen: Seen) -> Iterator[tuple[str, str]]:
             "that is trained, and not a copy of it?"
         )
         yield "steps", message
-    elif seen.steps and not seen.backwards and not seen.gradients:
+    elif seen.steps and not (seen.backwards or seen.gradients or seen.losses or seen.by_hand):
         message = (
             "no backward reached this model, so steps have no loss and no gradients: are all of "
             "its parameters frozen?"

@@ -39,6 +39,8 @@ class Recent:
         """Steps seen in all."""
         self.gradients = False
         """Whether any of them had a gradient norm."""
+        self.losses = False
+        """The same of a loss."""
         self.first_time: float | None = None
         self.last_time: float | None = None
 
@@ -67,6 +69,7 @@ class Recent:
                 self._forget_histograms()
         self.count += 1
         self.gradients |= record.grad_norm is not None
+        self.losses |= record.loss is not None
         if self.first_time is None:
             self.first_time = record.time
         self.last_time = record.time

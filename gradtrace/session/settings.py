@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from gradtrace.detect.spikes.rule import SpikeRule
@@ -45,6 +46,7 @@ class Settings:
     exporters: Sequence[Exporter | str] = ()
     loader: DataLoader[Any] | Sequence[DataLoader[Any]] | None = None
     sample_ids: Callable[[Any], Any] | None = None
+    step_after: Optimizer | None = None
     sampling: Sampling = _SAMPLING
     spikes: SpikeRule | None = _RULE
     on_spike: OnSpike | Sequence[OnSpike] | None = None
@@ -93,6 +95,7 @@ class Settings:
         checks.check_positive("close_timeout", self.close_timeout, "seconds")
         derived["loaders"] = checks.check_loaders(self.loader)
         checks.check_callable("sample_ids", self.sample_ids)
+        checks.check_step_after(self.step_after, derived["models"])
         derived["targets"] = resolve_exporters(self.exporters)
         derived["folder"] = folder = checks.check_directory(self.directory)
         derived["rank"], derived["world_size"] = rank, _ = rank_and_world()
@@ -107,10 +110,11 @@ class Settings:
             object.__setattr__(self, key, value)
 
     def without_loaders(self) -> Settings:
-        """A copy that keeps no loader alive, and so none of its workers."""
+        """A copy that keeps no loader alive, and so none of its workers, and no optimizer."""
         other = copy.copy(self)
         object.__setattr__(other, "loader", None)
         object.__setattr__(other, "loaders", ())
+        object.__setattr__(other, "step_after", None)
         return other
 
 

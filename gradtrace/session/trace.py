@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from gradtrace.detect.spikes.detector import SpikeDetector, latest_spikes
 from gradtrace.guard import Guard
 from gradtrace.measure.parameters import Parameters
 from gradtrace.records import Event, RunNote, Spike, StepRecord
-from gradtrace.session.checks import check_logged
+from gradtrace.session.checks import check_divisor, check_logged
 from gradtrace.session.closing import close
 from gradtrace.session.notes import Notes
 from gradtrace.session.overhead import Overhead
@@ -37,7 +38,9 @@ def gradtrace(settings: Settings) -> Trace:
 
     `model`: a module, or a mapping of names to modules. `exporters`: exporter objects or names of
     installed ones. `loader`: DataLoaders whose plain `for` loops are then known to each step.
-    `sample_ids`: from a batch to the user's own ids. `sampling`: what is measured how often.
+    `sample_ids`: from a batch to the user's own ids. `step_after`: the optimizer whose step ends a
+    step, where several make one and that shall not be inferred. `sampling`: what is measured how
+    often.
     `spikes`: when a loss or a norm is a spike; None looks for none. `on_spike`: called with each
     Spike in the background thread, never in the loop.
     `directory`: where run directories go; None keeps nothing on disk. `run`: the run's name.
@@ -84,7 +87,7 @@ class Trace:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._close("finished" if kind is None else f"ended by {kind.__name__}")
+        self.close("finished" if kind is None else f"ended by {kind.__name__}")
 
     def start(self) -> Trace:
         """Begins tracing; what entering the `with` does.
@@ -115,17 +118,20 @@ class Trace:
             raise
         self._settings = wiring.settings
         self._state = "running"
-        atexit.register(self.close)
+        atexit.register(self._at_exit)
         return self
 
-    def close(self) -> None:
+    def close(self, status: str = "finished") -> None:
         """Ends the trace; what leaving the `with` does. Safe to call twice.
 
-        Restores everything first, then waits for the exporters, at most `close_timeout` seconds.
+        `status` is what the run says of its end. Restores everything first, then waits for the
+        exporters, at most `close_timeout` seconds.
         """
-        self._close("finished")
-
-    def _close(self, status: str) -> None:
+        if not isinstance(status, str) or not status:
+            raise TypeError(
+                f"trace.close() got the status {status!r}; expected some text, such as "
+                '"finished" or "stopped early"'
+            )
         wiring = self._running
         if wiring is None:
             return
@@ -138,7 +144,15 @@ class Trace:
         try:
             close(wiring, status)
         finally:
-            atexit.unregister(self.close)
+            atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        """A process that ends without having closed its trace: by an exception, if there was one.
+
+        An interpreter at a terminal goes on after exceptions, and does not end by its last one.
+        """
+        error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+        self.close("finished" if error is None else f"ended by {type(error).__name__}")
 
     @property
     def _running(self) -> Wiring | None:
@@ -152,7 +166,7 @@ class Trace:
     # -- in the loop ---
 
     def step(self) -> None:
-        """Closes a step by hand, for loops without a torch optimizer.
+        """Closes a step by hand, for loops without a torch optimizer; then nothing else does.
 
         Does nothing when nothing happened since the last close.
         """
@@ -187,6 +201,17 @@ class Trace:
         wiring = self._running
         if wiring is not None:
             self._guard.wrap("trace.log()", wiring.collector.log)(copies)
+
+    def divide(self, by: float) -> None:
+        """Tells what losses are divided by before their backward, from the next backward on.
+
+        So that a loss accumulated as `loss / 4` is told as `loss`. Gradients are what they are.
+        Raises TypeError or ValueError for anything but a finite number above 0.
+        """
+        divisor = check_divisor(by)
+        wiring = self._running
+        if wiring is not None:
+            wiring.collector.divide(divisor)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Waits until all steps closed so far are in `steps`, on disk and with the exporters.
@@ -286,6 +311,11 @@ class Trace:
     def path(self) -> Path | None:
         """The run directory; None when nothing is kept on disk."""
         return None if self._wiring is None else self._wiring.path
+
+    @property
+    def discarded(self) -> int:
+        """How many backwards' gradients were thrown away: nothing was moved by them."""
+        return 0 if self._wiring is None else self._wiring.collector.discarded
 
     @property
     def dropped(self) -> int:

@@ -23,7 +23,7 @@ from gradtrace.detect.skipped import SkippedStepDetector
 from gradtrace.detect.spikes.detector import SpikeDetector
 from gradtrace.guard import Guard
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import LateLog, Step
+from gradtrace.handover.step import Handed
 from gradtrace.measure.histograms import PER_LAYER
 from gradtrace.measure.parameters import Parameters
 from gradtrace.pipeline.delivery import Delivery
@@ -57,9 +57,10 @@ class Wiring:
     path: Path | None = None
     run_log: RunLog | None = None
     spikes: SpikeDetector | None = None
+    skipped: SkippedStepDetector = field(default_factory=SkippedStepDetector)
     schedule: Schedule = field(init=False)
     delivery: Delivery = field(init=False)
-    handoff: Handoff[Step | LateLog] = field(init=False)
+    handoff: Handoff[Handed] = field(init=False)
     collector: Collector = field(init=False)
     observer: Observer = field(init=False)
     background: Background | None = None
@@ -80,6 +81,7 @@ class Wiring:
             overhead=lambda: self.guard.seconds,
             note=self.notes.add,
             guarded=self.guard.wrap,
+            step_after=settings.step_after,
         )
         self.observer = Observer(
             self.collector,
@@ -122,6 +124,7 @@ class Wiring:
             tick=log.flush if log is not None else _nothing,
             scores=dict if spikes is None else lambda: spikes.scores,
             news=self.notes.take,
+            leftover=self.skipped.rest,
         )
         self.delivery.open(info, None if self.path is None else self._backlog)
         self.delivery.start()
@@ -180,7 +183,7 @@ class Wiring:
     def _detectors(self) -> list[Detector]:
         found: list[Detector] = [
             NonFiniteDetector(self.observer.forward_order()),
-            SkippedStepDetector(),
+            self.skipped,
             ClipJudge(),
         ]
         return found if self.spikes is None else [*found, NonPositiveLoss(), self.spikes]

@@ -15,8 +15,8 @@ from gradtrace.taps.patches import Function, Observers, Target, attribute
 class ZeroObserver(Protocol):
     """Told that gradients were zeroed."""
 
-    def zeroed(self) -> None:
-        """A `zero_grad` returned, of whatever owner."""
+    def zeroed(self, owner: Any) -> None:
+        """`owner.zero_grad()` returned."""
 
 
 def zero_targets() -> Iterator[tuple[str, Target | AttributeError]]:
@@ -30,11 +30,11 @@ def zero_targets() -> Iterator[tuple[str, Target | AttributeError]]:
 
 def _wrap(original: Function, observers: Observers) -> Function:
     @functools.wraps(original)
-    def zero_grad(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
+    def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
         if not torch.compiler.is_compiling():
             for observer in observers():
-                observer.zeroed()
+                observer.zeroed(self)
         return result
 
     return zero_grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -25,12 +26,18 @@ def norm(model: nn.Module, order: float = 2.0) -> float:
 
 
 def traced(
-    clip: Callable[[nn.Module], Any], *, steps: int = 3, size: float = 1.0, first: int = 10
+    clip: Callable[[nn.Module], Any],
+    *,
+    steps: int = 3,
+    size: float = 1.0,
+    first: int = 10,
+    prepare: Callable[[nn.Module], None] = lambda model: None,
 ) -> tuple[Trace, list[tuple[float, float]]]:
     """A few steps with `clip` between backward and step; the true norms before and after."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    prepare(model)
     norms = []
     with gradtrace(model, directory=None, sampling=Sampling(first=first)) as trace:
         for _ in range(steps):
@@ -137,21 +144,85 @@ def test_home_made_value_clipping_is_inferred() -> None:
     assert last.threshold == pytest.approx(0.01)
 
 
-def test_home_made_rescaling_per_layer_is_custom() -> None:
-    """Anything else that changes gradients before the step is "custom"."""
-    last = check(*traced(per_layer, size=10.0), "custom")
-    assert math.isnan(last.threshold)
+def test_home_made_clipping_of_each_layer_is_inferred() -> None:
+    """Each layer brought to the same norm is norm clipping."""
+    last = check(*traced(per_layer, size=10.0), "norm")
+    assert last.threshold == pytest.approx(0.1, rel=1e-3)
 
 
 def test_home_made_clipping_that_replaces_gradients_is_inferred() -> None:
     """Reassigning `.grad` is seen like an in-place change."""
 
     def replace(model: nn.Module) -> None:
+        total = norm(model)
         for parameter in model.parameters():
             assert parameter.grad is not None
-            parameter.grad = parameter.grad * 0.25
+            parameter.grad = parameter.grad * min(1.0, 0.05 / total)
 
-    check(*traced(replace), "norm")
+    check(*traced(replace, size=10.0), "norm")
+
+
+def divided(model: nn.Module) -> None:
+    by = random.randint(2, 400)
+    for gradient in gradients(model):
+        gradient.div_(by)
+
+
+def quartered(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad = parameter.grad * 0.25
+
+
+def embedded(model: nn.Module) -> None:
+    gradients(model)[0].mul_(0.1)
+
+
+def noisy(model: nn.Module) -> None:
+    for gradient in gradients(model):
+        gradient.mul_(0.5).add_(torch.randn_like(gradient) * 1e-3 * gradient.norm())
+
+
+@pytest.mark.parametrize("first", [0, 10])
+@pytest.mark.parametrize("change", [divided, quartered, embedded, noisy])
+def test_rescaling_is_no_clipping(change: Callable[[nn.Module], None], first: int) -> None:
+    """Norm and table are those of the gradients that were used, and a clip after it is its own."""
+    random.seed(0)
+    clipped: list[float] = []
+
+    def rescale(model: nn.Module) -> None:
+        change(model)
+        if first:
+            clipped.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1e-3)))
+
+    trace, norms = traced(rescale, steps=12, size=10.0, first=first)
+    for record, (_, after) in zip(trace.steps, norms, strict=True):
+        assert record.gradients is not None and record.grad_norm is not None
+        expected = clipped[record.step] if first else after
+        assert record.grad_norm == pytest.approx(expected, rel=1e-5)
+        rows = record.gradients.column("norm")
+        assert math.sqrt(sum(rows**2)) == pytest.approx(expected, rel=1e-5)
+        assert (record.clip is None) == (not first)
+        if record.clip is not None:
+            assert record.clip.calls == 1 and record.clip.threshold == 1e-3
+            assert record.clip.norm_before == pytest.approx(expected, rel=1e-5)
+    assert trace.notes == []
+
+
+def test_clipping_to_nan_keeps_the_bad_layer() -> None:
+    """Code that cleans gradients that were bad hides nothing: the record has them as they came."""
+
+    def clean(model: nn.Module) -> None:
+        for gradient in gradients(model):
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
+
+    def bad(model: nn.Module) -> None:
+        weight: Tensor = model[0].weight  # type: ignore[index]
+        weight.register_hook(spoil)
+
+    trace, _ = traced(clean, steps=2, prepare=bad)
+    assert all(record.clip is None for record in trace.steps)
+    assert [event.kind for event in trace.events if event.kind == "nonfinite"] == ["nonfinite"] * 2
 
 
 @pytest.mark.parametrize("factor", [100.0, math.inf])

@@ -16,9 +16,9 @@ from gradtrace.guard import Guard
 from gradtrace.handover import handoff
 from gradtrace.handover.handoff import Handoff
 from gradtrace.handover.ring import Ring
-from gradtrace.handover.step import LateLog, Step
-from gradtrace.measure.reading import Reading
-from gradtrace.records import Event, Record, RunNote, StepRecord
+from gradtrace.handover.step import Batch, Handed, LateLog, Leftovers, Lost, Part, Step
+from gradtrace.measure.reading import Pending, Reading
+from gradtrace.records import Discard, Event, Record, RunNote, StepRecord
 from gradtrace.sampling import Sampling
 
 WAITING = 1000
@@ -43,9 +43,9 @@ class Kept:
             self.complete.set()
 
 
-def handed_over(steps: int) -> Handoff[Step | LateLog]:
+def handed_over(steps: int) -> Handoff[Handed]:
     """A hand-over in which that many steps wait."""
-    handoff: Handoff[Step | LateLog] = Handoff()
+    handoff: Handoff[Handed] = Handoff()
     for number in range(steps):
         assert handoff.put(Step(DUE, number=number))
     return handoff
@@ -96,7 +96,7 @@ class Turned:
 
     def __init__(self, *detectors: Any, **options: Any) -> None:
         self.now = 0.0
-        self.queue: Handoff[Step | LateLog] = Handoff()
+        self.queue: Handoff[Handed] = Handoff()
         self.got: list[Record] = []
         self.told: list[str] = []
         self.background = Background(
@@ -242,6 +242,20 @@ def test_what_fails_costs_nothing_else() -> None:
         *("the assembly of a step", "the background tick", "the detector Broken"),
         *("the reading of a step", "the sink broken"),
     ]
+
+
+def test_what_was_thrown_away_last_follows_the_last_step() -> None:
+    """When no step has come after it, it is told by itself, with its numbers."""
+
+    def told(discards: Sequence[Discard]) -> list[Event]:
+        return [note(f"lost {one.loss} of {len(one.batches)}") for one in discards]
+
+    turned = Turned(Marking("a"), leftover=told)
+    turned.put(0)
+    losses = [Pending(torch.tensor(float(k))) for k in (1, 3)]
+    parts = [Part(k, loss, (Batch(0, k, k),)) for k, loss in enumerate(losses)]
+    assert turned.queue.put(Leftovers([Lost(parts), Lost([])]))
+    assert turned.turn(final=True) == ["step 0", "a 0", "lost 2.0 of 2", "lost None of 0"]
 
 
 @pytest.mark.swallows

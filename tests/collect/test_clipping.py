@@ -115,7 +115,9 @@ def test_without_numbers_from_before_it_is_noted() -> None:
     assert watched.given[0].grad is not None
     watched.given[0].grad.mul_(0.5)
     watched.clipping.watch_changes(watched.step, range(4))
-    assert watched.step.clips == [] and watched.clipping.changes_unannounced
+    [call] = watched.step.clips
+    assert (call.positions, call.after, call.inferred) == ((0,), [], True)
+    assert watched.clipping.changes_unannounced
     [note] = watched.notes
     assert "later steps are read right after each backward" in note
 

@@ -10,7 +10,8 @@ from driven import Driven
 from random_loops import Shape, run
 from torch import Tensor, nn
 
-from gradtrace.handover.step import LateLog, Step
+from gradtrace.handover.step import Handed, LateLog, Step
+from gradtrace.measure.reading import Number
 from gradtrace.sampling import Sampling
 
 SHAPES = {
@@ -52,8 +53,12 @@ def loss_of(module: nn.Module, size: float = 1.0) -> Tensor:
     return torch.stack([p.square().sum() for p in module.parameters()]).sum() * size
 
 
-def logged(items: list[Step | LateLog]) -> list[dict[str, float]]:
-    return [dict(item.values if isinstance(item, LateLog) else item.logged) for item in items]  # type: ignore[arg-type]
+def logged(items: list[Handed]) -> list[dict[str, Number]]:
+    found = []
+    for item in items:
+        assert isinstance(item, (Step, LateLog))
+        found.append(dict(item.values if isinstance(item, LateLog) else item.logged))
+    return found
 
 
 def test_a_log_belongs_to_the_step_that_is_open_or_has_just_ended() -> None:
@@ -127,6 +132,28 @@ def test_a_step_by_hand() -> None:
             size = float(start.norm()) * 0.8**k
             assert record.gradients[name, "norm"] == pytest.approx(2 * size, rel=1e-5)
             assert record.updates[name, "norm"] == pytest.approx(0.2 * size, rel=1e-4)
+
+
+def test_a_log_beside_steps_by_hand() -> None:
+    """What is logged after a step is its own, unless nothing else happens before the next."""
+    model, _ = two()
+    driven = Driven(model)
+    log, mark = driven.collector.log, driven.collector.mark
+    for k in range(3):
+        log({"alone": float(k)})
+        mark()
+    driven.batch(1)
+    mark()
+    log({"after": 3.0})
+    driven.backward(loss_of(model))
+    log({"within": 4.0})
+    mark()
+    log({"last": 5.0})
+    driven.collector.finish()
+    assert logged(driven.taken()) == [
+        *({"alone": 0.0}, {"alone": 1.0}, {"alone": 2.0}, {}),
+        *({"after": 3.0}, {"within": 4.0}, {"last": 5.0}),
+    ]
 
 
 def test_a_round_that_was_begun_is_recorded_at_the_end() -> None:
@@ -258,3 +285,54 @@ def test_both_halves_of_a_round_measure_the_same(unknown: bool) -> None:
             assert record.grad_norm == pytest.approx(norm, rel=1e-5), record.step
             assert all(table is not None for table in tables)
             assert record.histograms is not None and len(record.histograms.names) == 4
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_parameter_that_is_replaced_takes_its_gradient_along(whole: bool) -> None:
+    """Between backward and step: the step has used what is left, and its rows are those."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    driven = Driven(model)
+    driven.batch(7)
+    driven.backward(loss_of(model))
+    for name in ("weight", "bias") if whole else ("weight",):
+        setattr(model, name, nn.Parameter(torch.zeros_like(getattr(model, name))))
+    driven.step(torch.optim.SGD(model.parameters(), lr=0.1))
+    [record] = driven.records()
+    told = [[batch.sample_ids for batch in one.batches] for one in record.discarded]
+    assert (len(record.losses), told) == ((0, [[(7,)]]) if whole else (1, []))
+    assert record.gradients is None if whole else record.gradients is not None
+    if record.gradients is not None:
+        assert math.isnan(record.gradients["weight", "norm"])
+        assert record.gradients["bias", "norm"] > 0
+
+
+def test_what_ends_a_step_may_be_said() -> None:
+    """With `step_after` the other optimizer's steps are parts of that one's."""
+    model, (critic, maker) = two()
+    driven = Driven(model, step_after=maker)
+    for _ in range(3):
+        for _ in range(2):
+            model.zero_grad()
+            driven.backward(loss_of(model[0]))
+            driven.step(critic)
+        model.zero_grad()
+        driven.backward(loss_of(model[1]))
+        driven.step(maker)
+    assert [(len(r.losses), len(r.lr)) for r in driven.records()] == [(3, 3)] * 3
+
+
+def test_a_loss_may_have_been_divided() -> None:
+    """`divide` counts for the losses that follow it: they are told as they were before."""
+    model, _ = two()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    driven = Driven(model)
+    truth = float(loss_of(model).detach())
+    for by in (1.0, 4.0, 4.0):
+        if by > 1:
+            driven.collector.divide(by)
+        driven.backward(loss_of(model) / by)
+        driven.step(optimizer)
+    records = driven.records()
+    assert [record.loss for record in records] == pytest.approx([truth] * 3, rel=1e-6)
+    assert [record.parts[0].divisor for record in records] == [1.0, 4.0, 4.0]

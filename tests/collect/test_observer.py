@@ -37,7 +37,10 @@ class Heard:
         self.armed = callback
         callback(DUE._replace(activations=False))
 
-    def zeroed(self) -> None:
+    def delivered(self) -> None:
+        assert self.trainer.here()
+
+    def zeroed(self, owner: Any) -> None:
         self.calls.append(("zeroed", None))
 
     def before_backward(self) -> str:

@@ -1,49 +1,72 @@
-"""Only the thread that trains is asked for gradients."""
+"""In which thread gradients may be looked at, and when in none."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from gradtrace.collect.trainer import Trainer
 
 
-def new() -> tuple[Trainer, list[str]]:
-    notes: list[str] = []
-    return Trainer(lambda source, text: notes.append(source)), notes
-
-
-def elsewhere(function: Callable[[], bool]) -> bool:
-    """What the function says in another thread, which then ends."""
-    found: list[bool] = []
-    thread = threading.Thread(target=lambda: found.append(function()))
+def elsewhere(ask: Callable[[], Any]) -> Any:
+    """What is answered in a thread that has ended by now."""
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(ask()))
     thread.start()
     thread.join()
-    return found[0]
+    return answers[0]
 
 
-def test_the_thread_that_starts_trains_until_another_moves_parameters() -> None:
-    """Other threads are told no; the first that steps takes over."""
-    trainer, notes = new()
+def made() -> tuple[Trainer, list[str]]:
+    notes: list[str] = []
+    return Trainer(lambda source, text: notes.append(f"{source}: {text}")), notes
+
+
+def test_a_trace_belongs_to_the_thread_that_started_it() -> None:
+    """Until an optimizer moves its parameters, nothing is looked at in any other."""
+    trainer, notes = made()
     assert trainer.here() and not elsewhere(trainer.here)
-    assert elsewhere(trainer.trains)
+    assert trainer.trains() and trainer.here()
+    assert not elsewhere(trainer.here) and notes == []
+
+
+def test_the_training_may_be_in_another_thread() -> None:
+    """Who moves the parameters trains them, whoever started the trace."""
+    trainer, notes = made()
+
+    def train() -> tuple[bool, bool, bool]:
+        return trainer.here(), trainer.trains(), trainer.here()
+
+    assert elsewhere(train) == (False, True, True)
     assert not trainer.here() and notes == []
 
 
-def test_a_thread_that_has_ended_may_be_followed() -> None:
-    """One after the other is no sharing."""
-    trainer, notes = new()
-    assert elsewhere(trainer.trains) and trainer.trains() and trainer.here()
-    assert notes == []
+def test_one_thread_may_follow_another() -> None:
+    """A loop that goes on in a new thread, as in a notebook, is the same training."""
+    trainer, notes = made()
+    for _ in range(3):
+        assert elsewhere(lambda: trainer.trains() and trainer.here())
+    assert trainer.trains() and trainer.here() and notes == []
 
 
-def test_threads_that_train_at_once_end_it() -> None:
-    """They cannot be told apart: neither is looked at any more, and one note says so."""
-    trainer, notes = new()
-    assert trainer.trains()
-    with ThreadPoolExecutor(1) as pool:
-        assert not pool.submit(trainer.trains).result()
-        assert not pool.submit(trainer.here).result()
-        assert not trainer.trains() and not trainer.here()
-    assert notes == ["threads"]
+def test_threads_that_train_at_once_cannot_be_told_apart() -> None:
+    """From then on nobody looks, and it is said once."""
+    trainer, notes = made()
+    begun, done = threading.Event(), threading.Event()
+
+    def train() -> None:
+        trainer.trains()
+        begun.set()
+        done.wait(30)
+
+    other = threading.Thread(target=train)
+    other.start()
+    assert begun.wait(30)
+    assert not trainer.trains() and not trainer.here()
+    done.set()
+    other.join()
+    assert not trainer.trains() and not trainer.here()
+    assert not elsewhere(trainer.trains)
+    [note] = notes
+    assert note.startswith("threads: several threads train these parameters at once")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from build import skipped
 
 from gradtrace.detect.clipping import ClippingStats
 from gradtrace.records import MOMENT_COLUMNS, Clip, LayerTable, RunInfo, RunNote, StepRecord
 from gradtrace.report.summary import Summary, summarize
 from gradtrace.runlog.directory import create_run_directory
+from gradtrace.runlog.eventlines import event_line
 from gradtrace.runlog.reader import load_run
 from gradtrace.runlog.writer import RunLog
 
@@ -102,6 +105,20 @@ def test_loss_and_counts(write: Write) -> None:
     assert summary.seconds == pytest.approx(99.5)
     assert summary.overhead == pytest.approx(0.2)
     assert summary.overhead_ratio == pytest.approx(0.2 / 99.5)
+
+
+@pytest.mark.parametrize(("counted", "expected"), [({"discarded": 5}, 5), ({}, 2)])
+def test_what_was_thrown_away_is_counted(
+    write: Write, counted: dict[str, int], expected: int
+) -> None:
+    """As the run says at its end, or by its events where it was killed before."""
+    path = write(training(3))
+    events = [skipped(1, reason="discarded"), skipped(1, reason="discarded"), skipped(2)]
+    with (path / "events.jsonl").open("ab") as file:
+        file.writelines(map(event_line, events))
+    info = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(info | {"summary": counted}))
+    assert summarize(load_run(path)).discarded == expected
 
 
 def test_unseen_losses_are_not_bad(write: Write) -> None:

@@ -26,6 +26,7 @@ SUMMARY = Summary(
     ),
     nonfinite_steps=3,
     skipped_steps=1,
+    discarded=3,
     layers=(LayerShare("fc[1].weight", 3.0, 0.75), LayerShare("fc[1].bias", 1.0, 0.25)),
     events={"nonfinite": 3, "spike": 12},
     notes=("no [loss] was seen\x1b[31m",),
@@ -52,6 +53,7 @@ def test_a_summary_has_its_numbers() -> None:
         "500 of 2,000 steps (25.0%) at 1, median factor 0.5, at most 7 in a row",
         "3 steps",
         "1 steps, by the AMP scaler",
+        "the gradients of 3 backwards, by the loop",
         "3 nonfinite, 12 spike",
         "0.20 s (0.16% of the run)",
     ):
@@ -75,10 +77,10 @@ def test_only_the_largest_layers_are_listed() -> None:
 
 
 def test_what_was_not_recorded_has_no_line() -> None:
-    """No loss, no norms, no clipping, no skipped step, no events, no overhead."""
+    """No loss, norms, clipping, events or overhead; nothing skipped and nothing thrown away."""
     nothing = replace(
-        SUMMARY, loss=None, percentiles={}, clipping=None, skipped_steps=0, layers=(), events={},
-        notes=(), advice=(), overhead_ratio=math.nan,
+        SUMMARY, loss=None, percentiles={}, clipping=None, skipped_steps=0, discarded=0, layers=(),
+        events={}, notes=(), advice=(), overhead_ratio=math.nan,
     )  # fmt: skip
     lines = printed(lambda console: print_summary(nothing, console)).splitlines()
     assert [line.split()[0] for line in lines] == ["base[1]", "non-finite"]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from gradtrace.records import EVENT_TYPES, BatchRef, Event, NonFinite
+from gradtrace.records import EVENT_TYPES, BatchRef, Event, NonFinite, SkippedStep
 from gradtrace.runlog.eventlines import event_line, parse_event
 
 
@@ -38,6 +38,24 @@ def test_event_fields_come_back_as_annotated(monkeypatch: pytest.MonkeyPatch) ->
     )
     line = event_line(event)
     assert parse_event(line) == event
+
+
+def test_a_skipped_step_of_before_is_read() -> None:
+    """Lines from when only the scaler skipped say no reason: it was an overflow."""
+    old = b'{"kind":"skipped_step","step":3,"time":1.0,"severity":"info","message":"","rank":0,'
+    event = parse_event(old + b'"scale":2.0,"streak":4}')
+    assert isinstance(event, SkippedStep)
+    assert (event.reason, event.scale, event.streak) == ("overflow", 2.0, 4)
+    assert (event.loss, event.norm, event.batches) == (None, None, ())
+
+
+def test_a_discarded_batch_survives() -> None:
+    """Its loss, norm and batches, whatever their values."""
+    event = SkippedStep(
+        step=3, time=1.0, severity="info", message="", reason="discarded", loss=math.inf,
+        norm=-math.inf, batches=(BatchRef(0, 1, 2, ("a", 3)), BatchRef(1, 0, 3)),
+    )  # fmt: skip
+    assert parse_event(event_line(event)) == event
 
 
 def test_event_lines_are_strict_json() -> None:

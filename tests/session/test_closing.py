@@ -104,6 +104,17 @@ def test_the_run_says_how_it_ended(
     assert status(trace) == expected
 
 
+def test_the_user_may_say_how_it_ended(tmp_path: Path) -> None:
+    """A status of the loop's own stands in `run.json`; what is no text is refused."""
+    trace = new(tmp_path).start()
+    for wrong in (None, "", 3):
+        with pytest.raises(TypeError, match=r"the status .*; expected some text"):
+            trace.close(wrong)  # type: ignore[arg-type]
+    trace.close(status="stopped [early]")
+    trace.close("never")
+    assert status(trace) == "stopped [early]"
+
+
 def test_an_unusual_end_is_known_to_exporters_that_close(tmp_path: Path) -> None:
     """`run.json` says so before exporters end their own runs."""
     seen: list[str] = []
@@ -296,6 +307,41 @@ def test_the_end_of_the_process_closes_a_trace(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "closed with 5\n", "")
     run = load_run(tmp_path / "r")
     assert run.steps.num_rows == 5 and run.info["status"] == "finished"
+
+
+DIES = """
+import sys, torch
+from torch import nn
+from gradtrace import gradtrace
+model = nn.Linear(2, 2)
+trace = gradtrace(model, directory=sys.argv[1], run="r").start()
+if sys.argv[2] == "caught":
+    try:
+        raise KeyError("caught")
+    except KeyError:
+        pass
+elif sys.argv[2] == "exit":
+    sys.exit(3)
+else:
+    raise RuntimeError("boom")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "expected"),
+    [
+        ("raise", 1, "ended by RuntimeError"),
+        ("caught", 0, "finished"),
+        ("exit", 3, "finished"),
+    ],
+)
+def test_a_process_that_dies_says_so(how: str, code: int, expected: str, tmp_path: Path) -> None:
+    """An exception that ends the process is the run's end; one that was caught is not."""
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, str(tmp_path), how], capture_output=True, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    assert load_run(tmp_path / "r").info["status"] == expected
 
 
 def in_a_child(work: Any) -> int:

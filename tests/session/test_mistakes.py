@@ -15,7 +15,11 @@ from torch.utils.data import DataLoader
 from gradtrace import gradtrace
 from gradtrace.session.mistakes import Seen, mistakes
 
-GOOD = Seen(steps=10, backwards=10, others=0, gradients=True, loader=True, batches=10)
+GOOD = Seen(
+    steps=10, backwards=10, others=0, gradients=True, losses=True, by_hand=False, loader=True,
+    batches=10,
+)  # fmt: skip
+NOTHING = Seen(0, 0, 0, False, False, False, False, 0)
 
 
 @pytest.mark.parametrize(
@@ -24,10 +28,12 @@ GOOD = Seen(steps=10, backwards=10, others=0, gradients=True, loader=True, batch
         (GOOD, []),
         (replace(GOOD, others=30), []),  # a GAN of which one model is traced
         (replace(GOOD, backwards=0), []),  # gradients that were written by hand
-        (Seen(0, 0, 0, False, True, 5), []),  # a loop that only looks at the data
-        (Seen(0, 7, 0, False, False, 0), ["steps"]),
-        (Seen(0, 0, 7, False, True, 7), ["steps"]),
-        (replace(GOOD, backwards=0, gradients=False), ["gradients"]),
+        (replace(NOTHING, loader=True, batches=5), []),  # a loop that only looks at the data
+        (replace(NOTHING, backwards=7), ["steps"]),
+        (replace(NOTHING, others=7, loader=True, batches=7), ["steps"]),
+        (replace(GOOD, backwards=0, gradients=False, losses=False), ["gradients"]),
+        (replace(GOOD, backwards=0, gradients=False), []),  # a loop that logs its loss
+        (replace(GOOD, backwards=0, gradients=False, losses=False, by_hand=True), []),
         (replace(GOOD, batches=0), ["loader"]),
         (replace(GOOD, loader=False, batches=0), []),
     ],

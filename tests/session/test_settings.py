@@ -45,6 +45,16 @@ WRONG: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "no exporter": (TypeError, {"exporters": [object()]}, "lacks name, open, export, close"),
     "no loader": (TypeError, {"loader": [1, 2]}, r"expected a torch DataLoader.*trace\.batches"),
     "ids that are no function": (TypeError, {"sample_ids": [1]}, "sample_ids is a list; expected"),
+    "no optimizer": (
+        TypeError,
+        {"step_after": MODEL},
+        r"step_after is a Linear; expected the torch optimizer.*trace\.step\(\)",
+    ),
+    "somebody else's optimizer": (
+        ValueError,
+        {"step_after": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)},
+        "step_after is a SGD that holds none of the model's parameters.*expected one that does",
+    ),
     "no sampling": (
         TypeError,
         {"sampling": 10},
@@ -210,8 +220,8 @@ def test_gradtrace_has_the_arguments_of_the_settings() -> None:
     assert signature.return_annotation == "Trace"
     assert [p.name for p in given() if p.kind is not inspect.Parameter.KEYWORD_ONLY] == ["model"]
     assert list(signature.parameters) == [
-        *("model", "exporters", "loader", "sample_ids", "sampling", "spikes", "on_spike"),
-        *("directory", "run", "config", "max_bytes", "close_timeout"),
+        *("model", "exporters", "loader", "sample_ids", "step_after", "sampling", "spikes"),
+        *("on_spike", "directory", "run", "config", "max_bytes", "close_timeout"),
     ]
 
 

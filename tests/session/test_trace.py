@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from spiking import dataset, train
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gradtrace import Sampling, Spike, SpikeFiles, SpikeRule, gradtrace, load_run
+from gradtrace import Sampling, SkippedStep, Spike, SpikeFiles, SpikeRule, gradtrace, load_run
 
 
 def test_spikes_know_the_samples(tmp_path: Path) -> None:
@@ -165,3 +170,149 @@ def test_batches_are_taken_by_hand() -> None:
     found = [[(b.epoch, b.batch_index) for b in step.batches] for step in trace.steps]
     assert found == [[(5, 0)], [(5, 1), (5, 2), (5, 3)], [(5, 4), (5, 5)]]
     assert trace.notes == []
+
+
+def dropping(model: nn.Module, loader: Any, *, by: str) -> Iterator[tuple[Tensor, bool]]:
+    """Batches, and whether each is dropped when it is bad, in one of the ways that loops do it."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for x, y in loader:
+        loss = (model(x) - y).square().mean()
+        if by == "loss" and not torch.isfinite(loss):
+            loss.backward()
+            optimizer.zero_grad()
+            yield loss, True
+            continue
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if by == "norm" and not torch.isfinite(norm):
+            optimizer.zero_grad(set_to_none=False)
+            yield loss, True
+            continue
+        if by == "gradients" and not torch.isfinite(norm):
+            for parameter in model.parameters():
+                parameter.grad = None
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss, by == "gradients" and not bool(torch.isfinite(norm))
+
+
+@pytest.mark.parametrize("bad", [(25,), (0,), (39,), (3, 4, 5), (38, 39)])
+@pytest.mark.parametrize("by", ["loss", "norm", "gradients"])
+def test_batches_that_a_loop_drops_are_told(by: str, bad: tuple[int, ...], tmp_path: Path) -> None:
+    """Each is an event with its loss, batch and samples, the last ones too; all steps are clean."""
+    torch.manual_seed(0)
+    inputs = torch.randn(160, 4)
+    for k in bad:
+        inputs[4 * k : 4 * k + 4] = math.nan
+    loader = DataLoader(TensorDataset(inputs, torch.randn(160, 1)), batch_size=4)
+    model = nn.Linear(4, 1)
+    with gradtrace(model, loader=loader, directory=tmp_path, run="r") as trace:
+        dropped = [dropped for _, dropped in dropping(model, loader, by=by)]
+    assert sum(dropped) == len(bad) == trace.discarded
+    events = [event for event in trace.events if isinstance(event, SkippedStep)]
+    assert [event.reason for event in events] == ["discarded"] * len(bad)
+    for event, k in zip(events, bad, strict=True):
+        [batch] = event.batches
+        assert batch.sample_ids == tuple(range(4 * k, 4 * k + 4))
+        assert event.loss is not None and math.isnan(event.loss)
+        assert event.norm is None or math.isnan(event.norm)
+        assert f"batch {k} of epoch 0" in event.message
+    for record in trace.steps:
+        if by == "gradients" and not record.losses:
+            assert record.grad_norm is None and record.clip is None and record.batches == ()
+            continue
+        assert record.loss is not None and math.isfinite(record.loss)
+        assert record.grad_norm is not None and math.isfinite(record.grad_norm)
+        assert len(record.batches) == 1 and record.clip is not None
+    run = load_run(tmp_path / "r")
+    kept = [event for event in run.events if isinstance(event, SkippedStep)]
+    assert [(e.step, e.batches, e.message) for e in kept] == [
+        (e.step, e.batches, e.message) for e in events
+    ]
+    assert run.info["summary"]["discarded"] == len(bad)
+
+
+def test_what_was_looked_at_only_is_counted() -> None:
+    """Two hundred backwards of a Fisher pass leave no trace in a step, and make no event."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    truth = []
+    with gradtrace(model, directory=None) as trace:
+        for k in range(20):
+            for _ in range(200 if k == 10 else 0):
+                model.zero_grad()
+                (model(torch.randn(1, 8)).square().sum() * 40).backward()
+            optimizer.zero_grad()
+            loss = model(torch.randn(16, 8)).square().mean()
+            loss.backward()
+            truth.append(float(loss.detach()))
+            optimizer.step()
+    assert [record.loss for record in trace.steps] == pytest.approx(truth, rel=1e-6)
+    assert all(len(record.losses) == 1 for record in trace.steps)
+    assert trace.discarded == 200 and trace.events == [] and trace.notes == []
+
+
+def test_the_user_says_what_ends_a_step() -> None:
+    """Several critic steps and one of the maker are a step; the optimizer is not kept alive."""
+    torch.manual_seed(0)
+    models = {"maker": nn.Linear(2, 2), "critic": nn.Linear(2, 1)}
+    make, judge = (torch.optim.SGD(m.parameters(), lr=0.1) for m in models.values())
+    with gradtrace(models, directory=None, step_after=make) as trace:
+        for _ in range(4):
+            for _ in range(3):
+                judge.zero_grad()
+                models["critic"](torch.ones(1, 2)).square().sum().backward()
+                judge.step()
+            make.zero_grad()
+            models["critic"](models["maker"](torch.ones(1, 2))).sum().backward()
+            make.step()
+        gone = weakref.ref(make)
+        del make
+        gc.collect()
+        assert gone() is None
+    assert [(len(s.losses), len(s.lr)) for s in trace.steps] == [(4, 4)] * 4
+
+
+def test_losses_that_were_divided_are_told_undivided() -> None:
+    """Accumulated as `loss / 4`, a step's loss is the mean of the losses, and its norm as it is."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    truth = []
+    with gradtrace(model, directory=None) as trace:
+        trace.divide(4)
+        for _ in range(5):
+            optimizer.zero_grad()
+            losses = [model(torch.randn(3, 4)).square().mean() for _ in range(4)]
+            for loss in losses:
+                (loss / 4).backward()
+            norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None])
+            truth.append((float(torch.stack(losses).detach().mean()), float(norm.norm())))
+            optimizer.step()
+        for wrong in (0, -1, math.inf, math.nan):
+            with pytest.raises(ValueError, match=r"divide\(\) got .*; expected a finite number"):
+                trace.divide(wrong)
+        for kind in ("4", None, True):
+            with pytest.raises(TypeError, match=r"divide\(\) got .*; expected the number"):
+                trace.divide(kind)  # type: ignore[arg-type]
+    assert [record.loss for record in trace.steps] == pytest.approx([t[0] for t in truth], rel=1e-5)
+    norms = [record.grad_norm for record in trace.steps]
+    assert norms == pytest.approx([t[1] for t in truth], rel=1e-5)
+    assert {part.divisor for record in trace.steps for part in record.parts} == {4.0}
+    trace.divide(2)  # a closed trace takes it, and does nothing
+
+
+def test_steps_without_backward_are_no_mistake() -> None:
+    """A loop that computes no gradients but says where steps end and what the loss is."""
+    model = nn.Linear(4, 1)
+    with gradtrace(model, directory=None) as trace:
+        for _ in range(8):
+            with torch.no_grad():
+                loss = model(torch.randn(16, 4)).square().mean()
+                for parameter in model.parameters():
+                    parameter.add_(1e-3 * torch.randn_like(parameter))
+            trace.log(loss=loss)
+            trace.step()
+    assert len(trace.steps) == 8 and trace.notes == []
+    assert all(record.loss is not None for record in trace.steps)

@@ -13,7 +13,7 @@ from gradtrace.collect.batches import Batches
 from gradtrace.collect.collector import Collector
 from gradtrace.collect.schedule import Schedule
 from gradtrace.handover.handoff import Handoff
-from gradtrace.handover.step import Batch, ClipCall, LateLog, Step
+from gradtrace.handover.step import Batch, ClipCall, Handed, Step
 from gradtrace.measure.parameters import Parameters
 from gradtrace.measure.reading import Pending
 from gradtrace.records import Array, StepRecord
@@ -31,11 +31,12 @@ class Driven:
         sampling: Sampling = EVERYTHING,
         *,
         overhead: Callable[[], float] = float,
+        step_after: Optimizer | None = None,
     ) -> None:
         self.model = model
         self.notes: list[str] = []
         self.schedule = Schedule(sampling)
-        self.handoff: Handoff[Step | LateLog] = Handoff()
+        self.handoff: Handoff[Handed] = Handoff()
 
         def note(source: str, text: str) -> None:
             self.notes.append(f"{source}: {text}")
@@ -50,17 +51,19 @@ class Driven:
             rank=3,
             overhead=overhead,
             note=note,
+            step_after=step_after,
         )
         self._assembler = Assembler()
 
     def batch(self, *sample_ids: int) -> Batch:
         """Delivers the next batch of the only loader."""
+        self.collector.delivered()
         self.batches.delivered(self._stream, sample_ids, None)
         return self._stream.held[-1].batch
 
-    def backward(self, loss: Tensor, scale: Tensor | None = None) -> None:
+    def backward(self, loss: Tensor, scale: Tensor | None = None, *, retain: bool = False) -> None:
         before = self.collector.before_backward()
-        (loss if scale is None else loss * scale).backward()
+        (loss if scale is None else loss * scale).backward(retain_graph=retain)
         self.collector.after_backward(before, loss.detach().clone(), scale)
 
     def clip_norm(self, limit: float, parameters: Sequence[nn.Parameter] | None = None) -> None:
@@ -76,12 +79,16 @@ class Driven:
         clip_grad_value_(given, limit)
         self.collector.after_clip(ClipCall("value", positions, limit))
 
+    def zero(self, owner: Optimizer | nn.Module, *, to_none: bool = True) -> None:
+        owner.zero_grad(set_to_none=to_none)
+        self.collector.zeroed(owner)
+
     def step(self, optimizer: Optimizer) -> None:
         self.collector.before_step(optimizer, closure=False, in_backward=False)
         optimizer.step()
         self.collector.after_step(optimizer, closure=False, in_backward=False)
 
-    def taken(self) -> list[Step | LateLog]:
+    def taken(self) -> list[Handed]:
         """What was handed over, with its values."""
         return self.handoff.take()
 
