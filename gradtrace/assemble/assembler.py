@@ -45,7 +45,7 @@ class Assembler:
 
     def record(self, step: Step) -> StepRecord:
         """The record of one step."""
-        found = Sorted(joined(step, "gradients"))
+        found = Sorted(None if step.unread else joined(step, "gradients"))
         if step.readable:
             found = sort_out(step.clips, found.rows, self._hand_made)
         norms, weights = found.rows, joined(step, "weights")

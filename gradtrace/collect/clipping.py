@@ -93,9 +93,11 @@ class Clipping:
 
     def note_changes(self, step: Step, positions: Sequence[int]) -> None:
         """Puts into the step what is known to have changed of the gradients at `positions`."""
-        touched = [i for i in positions if i in self._changed] if self._changed else []
-        if not touched:
+        if self._changed.isdisjoint(positions):
             return
+        # What other optimizers are to use of the same backward was changed along with it.
+        positions = sorted({*positions, *self._ledger.together(positions)})
+        touched = [i for i in positions if i in self._changed]
         self._changed.difference_update(touched)
         if self._reader.is_fresh(touched):
             # The step's table may be made of these.
@@ -103,11 +105,11 @@ class Clipping:
             after, present = self._reader.read_again(positions, full=full, scale=step.scale)
             step.clips.append(ClipCall("custom", tuple(present), after=after, inferred=True))
         else:
-            step.clips.append(ClipCall("custom", tuple(touched), inferred=True))
+            step.unread = True
             self._note(
                 "clipping",
                 "gradients were changed between backward and the optimizer step by code other "
-                "than torch.nn.utils.clip_grad_*; this step shows them after that change, later "
-                "steps are read right after each backward",
+                "than torch.nn.utils.clip_grad_*, before they were read: such a step has no "
+                "gradient norms; from the next one on they are read right after each backward",
             )
         self.changes_unannounced = True

@@ -41,7 +41,7 @@ class Discards:
         self._lost: list[Lost] = []
         self._watched: tuple[weakref.ref[Tensor], int] | None = None
         self.count = 0
-        """Backwards whose gradients were thrown away."""
+        """How often gradients were thrown away, of one backward or summed from several."""
 
     def backward(self, written: Sequence[int]) -> None:
         """A backward wrote these gradients: what moves from here on was moved by them."""
@@ -63,7 +63,7 @@ class Discards:
         if self._moved():
             lost.by_hand = True
         else:
-            self.count += len(parts)
+            self.count += 1
         if len(self._lost) < MOST:
             self._lost.append(lost)
 
@@ -84,7 +84,7 @@ class Discards:
             found = [part for one in lost for part in one.parts]
             for part in found:
                 part.used = True
-            self.count -= sum(len(one.parts) for one in lost if not one.by_hand)
+            self.count -= sum(not one.by_hand for one in lost)
             return Settled(found + parts, [], lost[-1] if lost else None)
         elif parts:
             # The batch was used again, by this step.

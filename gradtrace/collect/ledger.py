@@ -248,6 +248,17 @@ class Ledger:
                 found |= {part.number: part for part in account.parts}
         return [found[number] for number in sorted(found)]
 
+    def together(self, positions: Iterable[int]) -> list[int]:
+        """The positions of all unused gradients that have a backward in common with these."""
+        wanted = {part.number for part in self.parts(positions)}
+        return [
+            i
+            for i, account in enumerate(self._accounts)
+            if account is not None
+            and not account.used
+            and not wanted.isdisjoint(part.number for part in account.parts)
+        ]
+
     def use(self, positions: Sequence[int]) -> list[Part]:
         """An optimizer uses these gradients; the backwards that no step has had yet."""
         parts = [part for part in self.parts(positions) if not part.used]

@@ -46,7 +46,7 @@ class Observer:
         self._fired_inside_scaler = False
         self._global_hooks: list[Callable[[], None]] = []
         names = modules.module_names(models, qualified, sampling.selects)
-        self._modules = modules.ModuleTap(names, collector, guard.wrap)
+        self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap)
         wrap = guard.wrap
         self.before_backward = wrap("the backward tap", self._before_backward)
         self.after_backward = wrap("the backward tap", self._after_backward)
@@ -87,7 +87,7 @@ class Observer:
                 "activations and output gradients inside compiled regions are not observed: the "
                 "compiler drops the hooks; gradients, weights and updates are",
             )
-        self._collector.on_open(self._arm)
+        self._collector.borders.on_open(self._arm)
         try:
             stack.callback(loaders.attach(self))
         except AttributeError as error:

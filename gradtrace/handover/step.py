@@ -110,6 +110,8 @@ class Step:
     """From which table to before which one the rows at these positions count no more."""
     histograms: list[tuple[frozenset[int], list[Reading]]] = field(default_factory=list)
     """Positions, and the readings of their gradients' histograms."""
+    unread: bool = False
+    """Gradients were changed, nobody knows how, before they were read: they have no numbers."""
     counting: bool | None = None
     """Whether histograms are taken; None until that was decided."""
     logged: dict[str, Number] = field(default_factory=dict)
@@ -182,7 +184,10 @@ class Step:
         tables = [one for one in self.tables if one[0] == "gradients"]
         self.tables = [one for one in self.tables if one[0] != "gradients"]
         lost = Lost([], tables, self.clips)
+        if self.unread:
+            lost.tables = []
         self.clips, self.histograms, self.void, self.remarks = [], [], [], set()
+        self.unread = False
         return lost
 
     def put_back(self, lost: Lost) -> None:
@@ -210,6 +215,7 @@ class Step:
         self.scale = later.scale if later.scale is not None else self.scale
         self.found_inf += later.found_inf
         self.skipped |= later.skipped
+        self.unread |= later.unread
         self.remarks |= later.remarks
         self.stepped += later.stepped
         self.used |= later.used

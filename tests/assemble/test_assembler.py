@@ -201,12 +201,12 @@ def test_modules_that_ran_have_a_row(lane: str) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     driven = Driven(net)
     first, second, late = torch.randn(4, 3), torch.randn(50) + 2, torch.randn(4, 3)
-    driven.collector.module_names += ["never", "fc", "head"]
+    driven.collector.outputs.module_names += ["never", "fc", "head"]
     with torch.no_grad():
-        driven.collector.activations.add(1, first)
-        driven.collector.activations.add(2, second)
-        driven.collector.activations.add(1, late)
-        driven.collector.output_gradients.add(2, second)
+        driven.collector.outputs.activations.add(1, first)
+        driven.collector.outputs.activations.add(2, second)
+        driven.collector.outputs.activations.add(1, late)
+        driven.collector.outputs.output_gradients.add(2, second)
     driven.backward(loss_of(net, 3))
     driven.step(optimizer)
     [record] = driven.records()

@@ -240,8 +240,8 @@ def test_a_change_that_enlarges_gradients_is_no_clipping(factor: float) -> None:
     assert bool([e for e in trace.events if e.kind == "nonfinite"]) == math.isinf(factor)
 
 
-def test_home_made_clipping_that_starts_late_is_noted_once() -> None:
-    """When gradients are first changed late in a run, one step is noted, later ones are right."""
+def test_home_made_clipping_that_starts_late_is_seen_at_once() -> None:
+    """When gradients are first changed late in a run, that step's numbers are right already."""
     count = 0
 
     def clip(model: nn.Module) -> None:
@@ -251,13 +251,37 @@ def test_home_made_clipping_that_starts_late_is_noted_once() -> None:
             by_norm(model)
 
     trace, norms = traced(clip, steps=8, size=10.0, first=0)
-    assert [n.source for n in trace.notes] == ["clipping"]
     steps = trace.steps
-    assert [s.clip is not None for s in steps] == [False] * 5 + [True] * 3
-    for record, (before, after) in zip(steps[5:], norms[5:], strict=True):
-        assert record.clip is not None
-        assert record.clip.norm_before == pytest.approx(before, rel=1e-5)
-        assert record.clip.norm_after == pytest.approx(after, rel=1e-5)
+    assert trace.notes == [] and [s.clip is not None for s in steps] == [False] * 4 + [True] * 4
+    for record, (before, after) in zip(steps, norms, strict=True):
+        assert record.grad_norm == pytest.approx(before, rel=1e-5)
+        if record.clip is not None:
+            assert record.clip.norm_before == pytest.approx(before, rel=1e-5)
+            assert record.clip.norm_after == pytest.approx(after, rel=1e-5)
+
+
+def test_gradients_that_were_changed_before_they_were_read_have_no_numbers() -> None:
+    """A sum that is used earlier than the ones before: a note says so; later ones are right."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    norms = []
+    with gradtrace(model, directory=None, sampling=Sampling(first=0)) as trace:
+        for backwards in (3, 3, 3, 1, 3, 2, 4):
+            for _ in range(backwards):
+                model(torch.randn(6, 5)).square().mean().mul(10).backward()
+            norms.append(norm(model))
+            if backwards != 3 or len(norms) > 4:
+                by_norm(model)
+            optimizer.step()
+            optimizer.zero_grad()
+    steps = trace.steps
+    assert [note.source for note in trace.notes] == ["clipping"]
+    assert "no gradient norms" in trace.notes[0].message
+    assert steps[3].grad_norm is None and steps[3].clip is None and steps[3].gradients is None
+    rest, truth = steps[:3] + steps[4:], norms[:3] + norms[4:]
+    assert [s.grad_norm for s in rest] == pytest.approx(truth, rel=1e-5)
+    assert [s.clip is not None for s in rest] == [False] * 3 + [True] * 3
 
 
 def test_two_calls_on_parts_of_the_model_are_one_clip() -> None:

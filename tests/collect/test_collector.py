@@ -258,7 +258,7 @@ def test_both_halves_of_a_round_measure_the_same(unknown: bool) -> None:
     if unknown:  # a layer that no optimizer holds: a round ends when the next one begins
         model.append(nn.Linear(3, 3))
     driven = Driven(model, SPARSE)
-    driven.collector.module_names += ["first", "second"]
+    driven.collector.outputs.module_names += ["first", "second"]
     truth = []
     for _ in range(8):
         model.zero_grad()
@@ -266,7 +266,7 @@ def test_both_halves_of_a_round_measure_the_same(unknown: bool) -> None:
         for at, (half, optimizer) in enumerate(zip(model, optimizers, strict=False)):
             due: bool = driven.collector.open.due.activations
             if due:  # as the module tap does, which is armed by what is due
-                driven.collector.activations.add(at, torch.ones(3))
+                driven.collector.outputs.activations.add(at, torch.ones(3))
             driven.backward(loss_of(half, 100.0))
             norms += [float(p.grad.norm()) for p in half.parameters() if p.grad is not None]
             driven.clip_norm(0.5, list(half.parameters()))

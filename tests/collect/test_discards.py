@@ -42,7 +42,7 @@ def test_what_was_dropped_goes_with_the_next_step() -> None:
     settled = found.settle(used, made=False)
     assert settled.parts == used and numbers(settled.lost) == [[0, 1], [2]]
     assert settled.lost[0] is measured and settled.lost[0].ended <= settled.lost[1].ended
-    assert found.count == 3
+    assert found.count == 2
     assert found.settle(parts(4), made=False).lost == []
 
 
@@ -166,7 +166,7 @@ class Loop:
             losses = [loss for loss, _ in self.sum]
             batches = [batch for _, some in self.sum for batch in some]
             self.dropped.append((sum(losses) / len(losses), self.norm, batches))
-            self.count += len(losses)
+            self.count += 1
         self.sum = []
 
     def clip(self) -> None:
@@ -332,9 +332,9 @@ def test_modules_of_a_dropped_batch_are_not_the_steps() -> None:
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     driven = Driven(model)
-    driven.collector.module_names.append("fc")
+    driven.collector.outputs.module_names.append("fc")
     for size in (1e6, 1.0):
-        driven.collector.activations.add(0, torch.full((3,), size))
+        driven.collector.outputs.activations.add(0, torch.full((3,), size))
         driven.backward(model(torch.ones(1, 4)).sum())
         if size == 1.0:
             driven.step(optimizer)

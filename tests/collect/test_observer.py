@@ -28,8 +28,8 @@ class Heard:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
-        self.activations = self.output_gradients = _Accumulator()
-        self.module_names: list[str] = []
+        self.outputs = _Outputs()
+        self.borders = self
         self.armed: Any = None
         self.trainer = Trainer(lambda source, text: None)
 
@@ -87,6 +87,12 @@ class HeardBatches(Batches):
         super().delivered(stream, indices, data)
         batch = stream.held[-1].batch
         self.calls.append(("batch", (batch.epoch, batch.batch_index, batch.sample_ids)))
+
+
+class _Outputs:
+    def __init__(self) -> None:
+        self.activations = self.output_gradients = _Accumulator()
+        self.module_names: list[str] = []
 
 
 class _Accumulator:
@@ -211,11 +217,11 @@ def test_modules_are_watched_while_armed() -> None:
     with ExitStack() as stack:
         watching = Watching(stack, model=model)
         watching.loss()
-        assert watching.heard.module_names == [] and patched_places()["forward"] == before
+        assert watching.heard.outputs.module_names == [] and patched_places()["forward"] == before
         due: Due = DUE
         watching.heard.armed(due)
         watching.loss()
-        assert watching.heard.module_names == ["0", "1"]
+        assert watching.heard.outputs.module_names == ["0", "1"]
         assert watching.observer.forward_order() == {"0": 0, "1": 1}
     assert patched_places()["forward"] == before
 

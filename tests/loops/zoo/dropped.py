@@ -168,7 +168,7 @@ def fisher(truth: Truth, tracer: Tracer) -> None:
                 loss.backward()
                 truth.backward(loss)
                 truth.gradients(run.model)
-                truth.discard()
+                truth.explore()
             run.optimizer.zero_grad()
             run.step(torch.randn(5, 6), torch.randn(5, 1))
     run.finish()

@@ -1,0 +1,43 @@
+"""What is measured one tensor at a time while a step is on its way, and where it is summed up."""
+
+from __future__ import annotations
+
+from gradtrace.handover.step import Step
+from gradtrace.measure.chunks import Accumulator
+from gradtrace.measure.parameters import Parameters
+
+
+class Outputs:
+    """The open step's module outputs, their gradients, and gradients read inside a backward.
+
+    `module_names` are those of the rows of the first two, in the order in which modules first ran.
+    Training thread.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self.module_names: list[str] = []
+        self._names: tuple[str, ...] = ()
+        self.start()
+
+    def start(self) -> None:
+        """Empties all three."""
+        self.activations: Accumulator = self._parameters.accumulator()
+        self.output_gradients: Accumulator = self._parameters.accumulator()
+        self.loose: Accumulator = self._parameters.accumulator()
+
+    def put_into(self, step: Step) -> None:
+        """Makes tables of the step of what there is."""
+        for table, accumulator in (
+            ("activations", self.activations),
+            ("output_gradients", self.output_gradients),
+            ("gradients", self.loose),
+        ):
+            if accumulator and step.asks_for(table):
+                step.tables.append((table, [accumulator.reading()]))
+
+    def modules(self) -> tuple[str, ...]:
+        """The names as they are now; the same tuple while there are no new ones."""
+        if len(self._names) != len(self.module_names):
+            self._names = tuple(self.module_names)
+        return self._names
