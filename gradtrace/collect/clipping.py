@@ -18,7 +18,8 @@ Note = Callable[[str, str], None]
 class Clipping:
     """Puts what clips gradients into the open step. Training thread.
 
-    `changes_unannounced` tells that this loop was seen to change gradients with code of its own.
+    `changes_unannounced` tells that this loop was seen to change gradients with code of its own,
+    `bounds_values` that it clips values.
     """
 
     def __init__(
@@ -29,26 +30,37 @@ class Clipping:
         self._ledger = ledger
         self._note = note
         self.changes_unannounced = False
-        self._clips_values = False
+        self.bounds_values = False
         self._before_values: list[Tensor | None] | None = None
         self._clipped: set[int] = set()
         self._changed: set[int] = set()
 
-    def remark(
-        self, step: Step, given: Sequence[object], positions: Sequence[int], *, first: bool
-    ) -> None:
-        """Notes what is odd about a clipping call that begins; `first` for a run's first step."""
-        tensors = self._parameters.tensors
-        if not given or (positions and all(tensors[i].grad is None for i in positions)):
-            # An iterator that was used up before is an empty list by now.
+    def nothing(self, step: Step) -> None:
+        """A call was given no parameters, such as an iterator that was used up before."""
+        step.remarks.add("no gradients")
+
+    def begins(self, step: Step, positions: Sequence[int], *, first: bool) -> None:
+        """A call on these parameters begins: notes what is odd about it, and what came before it.
+
+        `first` for a run's first step. A few microseconds, as loops call it for each parameter.
+        """
+        any_, unused, touched = self._ledger.glance(positions)
+        if not any_:
             step.remarks.add("no gradients")
             return
-        if positions and not first and not self._ledger.unused(positions):
+        if not (unused or first):
             step.remarks.add("after the step")
         if self._reader.is_scaled(positions):
             step.remarks.add("still scaled")
-        if not self._clipped.isdisjoint(positions):
+        if self._clipped and not self._clipped.isdisjoint(positions):
             step.remarks.add("twice")
+        if not step.due.gradients:
+            return
+        if touched:
+            self._ledger.known(touched)
+            self._changed.update(touched)
+        if self._changed:
+            self.note_changes(step, positions)
 
     def has_clipped(self, positions: Iterable[int]) -> bool:
         """Whether all of these gradients have been clipped as they are."""
@@ -61,13 +73,13 @@ class Clipping:
 
     def before(self, step: Step, positions: Sequence[int]) -> None:
         """A call is about to change these gradients, which have been read."""
-        if self._clips_values and step.due.updates:
+        if step.due.updates:
             self._before_values = self._parameters.copy_gradients(positions)
 
     def after(self, step: Step, call: ClipCall) -> None:
         """The call returned."""
         if call.kind == "value":
-            self._clips_values = True
+            self.bounds_values = True
             if step.due.gradients:
                 call.after, _ = self._reader.read_again(
                     call.positions, full=False, scale=step.scale
@@ -84,13 +96,6 @@ class Clipping:
         """Somebody changed these gradients; whoever uses or clips them next will note it."""
         self._changed.update(positions)
 
-    def watch_changes(self, step: Step, positions: Sequence[int]) -> None:
-        """Looks for a change of these gradients that nobody announced, and notes it."""
-        touched = self._ledger.touched(positions)
-        self._ledger.known(touched)
-        self._changed.update(touched)
-        self.note_changes(step, positions)
-
     def note_changes(self, step: Step, positions: Sequence[int]) -> None:
         """Puts into the step what is known to have changed of the gradients at `positions`."""
         if self._changed.isdisjoint(positions):
@@ -104,7 +109,7 @@ class Clipping:
             full = step.due.full
             after, present = self._reader.read_again(positions, full=full, scale=step.scale)
             step.clips.append(ClipCall("custom", tuple(present), after=after, inferred=True))
-        else:
+        elif self._ledger.unused(touched):
             step.unread = True
             self._note(
                 "clipping",

@@ -227,25 +227,27 @@ class Collector:
     # -- clipping ---
 
     def before_clip(self, parameters: Iterable[object]) -> tuple[int, ...]:
-        """A clipping call begins on these parameters; the watched ones among them, by position."""
-        given = list(parameters)
-        positions = self._parameters.positions(given)
+        """A clipping call begins on these parameters; the watched ones among them, by position.
+
+        Some loops call it once for each parameter, so what it costs is a few microseconds.
+        """
+        positions = self._parameters.positions(parameters)
+        step = self.borders.open
         if not positions or not self.trainer.here():
-            if not given:
-                self._clipping.remark(self.open, given, positions, first=False)
+            if not any(True for _ in parameters):
+                self._clipping.nothing(step)
             return ()
-        self._clipping.remark(self.open, given, positions, first=self._schedule.step == 0)
-        if self.open.due.gradients:
-            self._clipping.watch_changes(self.open, positions)
-            if not self._reader.is_fresh(positions):
-                # All at once: one call for each parameter would cost each a reading of its own.
-                self._read(self._ledger.waiting() or positions)
-        self._clipping.before(self.open, positions)
+        self._clipping.begins(step, positions, first=self._schedule.step == 0)
+        if step.due.gradients and not self._reader.is_fresh(positions):
+            # All at once: one call for each parameter would cost each a reading of its own.
+            self._read(self._ledger.waiting() or positions)
+        if self._clipping.bounds_values:
+            self._clipping.before(step, positions)
         return positions
 
     def after_clip(self, call: ClipCall) -> None:
         """A clipping call returned."""
-        self._clipping.after(self.open, call)
+        self._clipping.after(self.borders.open, call)
 
     # -- AMP ---
 

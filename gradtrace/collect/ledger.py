@@ -205,33 +205,41 @@ class Ledger:
             self._unused += len(positions)
         return positions
 
-    def touched(self, positions: Iterable[int]) -> list[int]:
-        """Those of `positions` whose gradients are not what they were at the last look.
+    def glance(self, positions: Iterable[int]) -> tuple[bool, bool, list[int]]:
+        """One look at some gradients: whether there are any, whether any waits to be used, and the
+        positions of those that are not what they were at the last look.
 
-        A gradient that was removed is not counted: `zero_grad` does that.
+        A gradient that was removed is not counted among the latter: `zero_grad` does that.
         """
-        found = []
+        tensors, refs, versions = self._parameters.tensors, self._refs, self._versions
+        any_ = unused = False
+        touched = []
         for i in positions:
-            grad = held(self._parameters.tensors[i].grad)
+            account = self._accounts[i]
+            if account is not None and not account.used:
+                unused = True
+            grad = held(tensors[i].grad)
             if grad is not None:
-                ref = self._refs[i]
-                if ref is None or ref() is not grad or self._versions[i] != grad._version:
-                    found.append(i)
-        return found
+                any_ = True
+                ref = refs[i]
+                if ref is None or ref() is not grad or versions[i] != grad._version:
+                    touched.append(i)
+        return any_, unused, touched
 
     def known(self, positions: Iterable[int]) -> None:
         """Takes these gradients as known: what has changed them is accounted for."""
+        tensors, refs, versions = self._parameters.tensors, self._refs, self._versions
         for i in positions:
-            grad = held(self._parameters.tensors[i].grad)
+            grad = held(tensors[i].grad)
             if grad is None:
-                self._refs[i] = None
+                refs[i] = None
                 self._made.discard(i)
             else:
-                ref = self._refs[i]
+                ref = refs[i]
                 if ref is None or ref() is not grad:
-                    self._refs[i] = weakref.ref(grad)
+                    refs[i] = weakref.ref(grad)
                     self._made.add(i)
-                self._versions[i] = grad._version
+                versions[i] = grad._version
 
     def made(self, positions: Iterable[int]) -> bool:
         """Whether the loop put a gradient of its own making in the place of any of these."""
@@ -284,7 +292,11 @@ class Ledger:
     def unused(self, positions: Iterable[int]) -> bool:
         """Whether any of these gradients waits to be used."""
         accounts = self._accounts
-        return any((a := accounts[i]) is not None and not a.used for i in positions)
+        for i in positions:
+            account = accounts[i]
+            if account is not None and not account.used:
+                return True
+        return False
 
     def clear(self) -> None:
         """Lets go of all accounts: the trace has ended."""

@@ -16,6 +16,7 @@ from gradtrace.collect.batches import Batches
 from gradtrace.collect.collector import Collector
 from gradtrace.guard import Guard
 from gradtrace.handover.step import ClipCall
+from gradtrace.measure.flat import local
 from gradtrace.measure.parameters import qualified
 from gradtrace.measure.reading import Pending, pending
 from gradtrace.sampling import Due, Sampling
@@ -159,10 +160,9 @@ class Observer:
 
     def _after_norm_clip(self, token: Any, max_norm: Any, total_norm: Tensor, order: Any) -> None:
         if token:
-            if hasattr(total_norm, "to_local"):
-                total_norm = total_norm.to_local()  # replicated: no collective
-            norm = Pending(total_norm.detach().clone())
-            limit = pending(_kept(max_norm))
+            own = local(total_norm)  # a DTensor here is replicated: no collective
+            norm = Pending((own.detach() if own.requires_grad else own).clone())
+            limit = max_norm if type(max_norm) is float else pending(_kept(max_norm))
             self._collector.after_clip(ClipCall("norm", token, limit, norm, float(order)))
 
     def _after_value_clip(self, token: Any, clip_value: Any) -> None:

@@ -6,7 +6,7 @@ training thread owns a step until it is put into the hand-over, the background t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ class ClipCall:
     threshold: Number = float("nan")
     norm: Pending | None = None
     order: float = 2.0
-    after: list[Reading] = field(default_factory=list)
+    after: Sequence[Reading] = ()
     inferred: bool = False
     cosine: Pending | None = None
 

@@ -43,7 +43,7 @@ class GradientReader:
 
     def is_scaled(self, positions: Iterable[int]) -> bool:
         """Whether any of these gradients is still multiplied by the AMP loss scale."""
-        return not self._scaled.isdisjoint(positions)
+        return bool(self._scaled) and not self._scaled.isdisjoint(positions)
 
     def read(
         self, positions: Sequence[int], *, full: bool, scale: Tensor | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -68,11 +68,15 @@ def as_list(parameters: Any) -> Any:
 
     An iterator is used up by reading it; the functions behind accept a list just as well.
     """
+    if isinstance(parameters, (Tensor, list, tuple)):
+        return parameters
     return list(parameters) if isinstance(parameters, Iterator) else parameters
 
 
-def _items(parameters: Any) -> Iterable[Any]:
-    return (parameters,) if isinstance(parameters, Tensor) else parameters
+def _before(watching: Sequence[ClipObserver], parameters: Any) -> list[tuple[ClipObserver, Any]]:
+    """Tells the observers; each with what it gave back."""
+    items = (parameters,) if isinstance(parameters, Tensor) else parameters
+    return [(observer, observer.before_clip(items)) for observer in watching]
 
 
 def _wrap_norm(original: Function, observers: Observers) -> Function:
@@ -80,12 +84,12 @@ def _wrap_norm(original: Function, observers: Observers) -> Function:
     def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
         if not observers() or torch.compiler.is_compiling():
             return original(*args, **kwargs)
-        order = kwargs.get("norm_type", args[2] if len(args) > 2 else 2.0)
-        _orders.stack.append(order)
+        stack = _orders.stack
+        stack.append(kwargs.get("norm_type", args[2] if len(args) > 2 else 2.0))
         try:
             return original(*args, **kwargs)
         finally:
-            _orders.stack.pop()
+            stack.pop()
 
     return clip_grad_norm_
 
@@ -99,10 +103,11 @@ def _wrap_scaling(original: Function, observers: Observers) -> Function:
         if not watching or torch.compiler.is_compiling():
             return original(parameters, max_norm, total_norm, *args, **kwargs)
         parameters = as_list(parameters)
-        tokens = [observer.before_clip(_items(parameters)) for observer in watching]
+        stack = _orders.stack
+        order = stack[-1] if stack else 2.0
+        told = _before(watching, parameters)
         result = original(parameters, max_norm, total_norm, *args, **kwargs)
-        order = _orders.stack[-1] if _orders.stack else 2.0
-        for observer, token in zip(watching, tokens, strict=True):
+        for observer, token in told:
             observer.after_norm_clip(token, max_norm, total_norm, order)
         return result
 
@@ -116,9 +121,9 @@ def _wrap_value(original: Function, observers: Observers) -> Function:
         if not watching or torch.compiler.is_compiling():
             return original(parameters, clip_value, *args, **kwargs)
         parameters = as_list(parameters)
-        tokens = [observer.before_clip(_items(parameters)) for observer in watching]
+        told = _before(watching, parameters)
         result = original(parameters, clip_value, *args, **kwargs)
-        for observer, token in zip(watching, tokens, strict=True):
+        for observer, token in told:
             observer.after_value_clip(token, clip_value)
         return result
 
@@ -132,9 +137,9 @@ def _wrap_fsdp(original: Function, observers: Observers) -> Function:
         if not watching:
             return original(self, max_norm, norm_type)
         parameters = list(self.parameters())
-        tokens = [observer.before_clip(parameters) for observer in watching]
+        told = _before(watching, parameters)
         total_norm = original(self, max_norm, norm_type)
-        for observer, token in zip(watching, tokens, strict=True):
+        for observer, token in told:
             observer.after_norm_clip(token, max_norm, total_norm, norm_type)
         return total_norm
 

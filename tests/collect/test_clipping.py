@@ -42,8 +42,10 @@ class Watched:
         self.clipping.unclipped(written)
 
     def remarks(self, *positions: int, first: bool = False) -> set[str]:
-        given = [self.given[i] for i in positions]
-        self.clipping.remark(self.step, given, positions, first=first)
+        if positions:
+            self.clipping.begins(self.step, positions, first=first)
+        else:
+            self.clipping.nothing(self.step)
         return self.step.remarks
 
 
@@ -88,7 +90,7 @@ def test_a_second_call_on_the_same_gradients() -> None:
     watched.reader.read(range(4), full=True)
     assert watched.given[2].grad is not None
     watched.given[2].grad.mul_(0.5)
-    watched.clipping.watch_changes(watched.step, range(4))
+    watched.clipping.begins(watched.step, range(4), first=False)
     watched.clipping.after(watched.step, ClipCall("norm", (0, 1)))
     assert watched.remarks(2, 3) == set()
     assert watched.remarks(1, 2) == {"twice"}
@@ -101,11 +103,11 @@ def test_a_change_that_nobody_announced_is_a_call() -> None:
     for parameter in watched.given[:2]:
         assert parameter.grad is not None
         parameter.grad.mul_(0.5)
-    watched.clipping.watch_changes(watched.step, range(4))
+    watched.clipping.begins(watched.step, range(4), first=False)
     [call] = watched.step.clips
     assert (call.kind, call.positions, call.inferred) == ("custom", (0, 1, 2, 3), True)
     assert call.after and watched.clipping.changes_unannounced and watched.notes == []
-    watched.clipping.watch_changes(watched.step, range(4))
+    watched.clipping.begins(watched.step, range(4), first=False)
     assert len(watched.step.clips) == 1  # the same change is no second one
 
 
@@ -114,7 +116,7 @@ def test_without_numbers_from_before_it_is_noted() -> None:
     watched = Watched()
     assert watched.given[0].grad is not None
     watched.given[0].grad.mul_(0.5)
-    watched.clipping.watch_changes(watched.step, range(4))
+    watched.clipping.begins(watched.step, range(4), first=False)
     assert watched.step.unread and not watched.step.clips
     assert watched.clipping.changes_unannounced
     [note] = watched.notes
@@ -127,11 +129,11 @@ def test_what_a_call_changed_is_announced() -> None:
     assert watched.given[0].grad is not None
     watched.given[0].grad.mul_(0.5)
     watched.clipping.after(watched.step, ClipCall("norm", (0,)))
-    watched.clipping.watch_changes(watched.step, range(4))
+    watched.clipping.begins(watched.step, range(4), first=False)
     assert not watched.clipping.changes_unannounced
     watched.backward()
     watched.given[0].grad.mul_(0.5)
-    watched.clipping.watch_changes(watched.step, range(4))
+    watched.clipping.begins(watched.step, range(4), first=False)
     assert watched.clipping.changes_unannounced
 
 

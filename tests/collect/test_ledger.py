@@ -124,7 +124,7 @@ class Loop:
         positions = [i for i in self.some() if self.tensor(i).grad is not None]
         nn.utils.clip_grad_norm_([self.tensor(i) for i in positions], 0.5)
         self.ledger.known(positions)
-        assert self.ledger.touched(range(len(NAMES))) == []
+        assert self.ledger.glance(range(len(NAMES)))[2] == []
 
     def change_by_hand(self) -> None:
         positions = [i for i in self.some() if self.tensor(i).grad is not None]
@@ -137,7 +137,7 @@ class Loop:
                     self.oracle.sums[i] = []  # was used, and is written to: zeroed for all we know
             else:
                 self.tensor(i).grad = grad * 2.0
-        assert self.ledger.touched(range(len(NAMES))) == positions
+        assert self.ledger.glance(range(len(NAMES)))[2] == positions
         self.heard(self.ledger.settle())
 
     def step(self) -> None:
@@ -202,7 +202,7 @@ def test_gradients_from_before_are_nobodys() -> None:
     model = nn.Linear(2, 2)
     model(torch.ones(1, 2)).sum().backward()
     ledger = Ledger(Parameters({"": model}, Sampling()))
-    assert ledger.waiting() == [] and ledger.touched([0, 1]) == []
+    assert ledger.waiting() == [] and ledger.glance([0, 1])[2] == []
     assert backward(model, ledger, 0) == [0, 1]
     assert [part.number for part in ledger.use([0, 1])] == [0]
 
