@@ -114,6 +114,8 @@ class Collector:
         self._divisor = 1.0
         # A backward reached other parameters only, and no optimizer has used that yet.
         self._foreign = False
+        trained = next((p for p in parameters.tensors if p.requires_grad), parameters.tensors[0])
+        self._first, self._first_version = weakref.ref(trained), trained._version
         self.backwards = self.others = 0
         """Backwards that reached watched parameters, and those that did not."""
 
@@ -387,6 +389,13 @@ class Collector:
 
     def _end_piece(self) -> None:
         self.borders.end(complete=False if self.by_hand else None)
+
+    def moved_unseen(self) -> bool:
+        """Whether parameters have moved since the start without anything that moves them."""
+        if self.backwards or self._schedule.step or self.open:
+            return False
+        first = self._first()
+        return first is not None and first._version != self._first_version
 
     @property
     def discarded(self) -> int:

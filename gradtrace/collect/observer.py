@@ -20,7 +20,16 @@ from gradtrace.measure.flat import local
 from gradtrace.measure.parameters import qualified
 from gradtrace.measure.reading import Pending, pending
 from gradtrace.sampling import Due, Sampling
-from gradtrace.taps import backward, clipping, loaders, modules, optimizers, scaler, zeroing
+from gradtrace.taps import (
+    backward,
+    clipping,
+    compiled,
+    loaders,
+    modules,
+    optimizers,
+    scaler,
+    zeroing,
+)
 from gradtrace.taps.patches import Target, registry
 
 Note = Callable[[str, str], None]
@@ -45,6 +54,8 @@ class Observer:
         self._batches = batches
         self._losses = LossScales()
         self._fired_inside_scaler = False
+        self._compiled_runs = 0
+        self._was_armed = False
         self._global_hooks: list[Callable[[], None]] = []
         names = modules.module_names(models, qualified, sampling.selects)
         self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap)
@@ -65,10 +76,13 @@ class Observer:
         self.begins = wrap("the loader tap", self._batches.begin)
         self.delivered = wrap("the loader tap", self._delivered)
         self.ended = wrap("the loader tap", self._batches.ended)
+        self.compiled_begins = wrap("the compiler tap", self._modules.compiled_begins)
+        self.compiled_ends = wrap("the compiler tap", self._compiled_ends)
 
     def attach(self, stack: ExitStack) -> None:
         """Installs every tap; `stack` takes what undoes each the moment it exists."""
         self._install(stack, "losses", backward.backward_target)
+        self._install(stack, "compiled code", compiled.compiled_target)
         for name, target in (
             *clipping.clip_targets(),
             *scaler.scaler_targets(),
@@ -83,11 +97,7 @@ class Observer:
             stack.callback(take_away)
         _attached.add(self)
         if modules.compiled_regions(self._models):
-            self._note(
-                "activations",
-                "activations and output gradients inside compiled regions are not observed: the "
-                "compiler drops the hooks; gradients, weights and updates are",
-            )
+            self._note("activations", _COMPILED)
         self._collector.borders.on_open(self._arm)
         try:
             stack.callback(loaders.attach(self))
@@ -138,7 +148,23 @@ class Observer:
         )
 
     def _arm(self, due: Due) -> None:
+        if self._compiled_runs and self._was_armed and self._modules.unseen:
+            self._note("activations", _COMPILED)
+        self._was_armed = due.activations
         self._modules.arm(due.activations)
+
+    def _compiled_ends(self) -> None:
+        self._modules.compiled_ends()
+        if not self._collector.trainer.here():
+            return
+        self._compiled_runs = runs = self._compiled_runs + 1
+        if runs > 1 and not runs & (runs - 1) and self._collector.moved_unseen():
+            self._note(
+                "steps",
+                "parameters have moved, and neither a backward nor an optimizer step was seen: the "
+                "whole step runs in code that torch.compile made, where nothing can be observed; "
+                "compile the model instead of the step, model = torch.compile(model)",
+            )
 
     # -- losses ---
 
@@ -199,6 +225,13 @@ class Observer:
     def _delivered(self, stream: Any, indices: Any, data: Any) -> None:
         self._collector.delivered()
         self._batches.delivered(stream, indices, data)
+
+
+_COMPILED = (
+    "activations and output gradients inside compiled regions are not observed: hooks would have "
+    "the compiler break or repeat its work; gradients, weights and updates are: trace a model that "
+    "is not compiled to see them"
+)
 
 
 def _kept(limit: Any) -> Any:

@@ -25,6 +25,11 @@ class Outputs:
         self.activations: Accumulator = self._parameters.accumulator()
         self.output_gradients: Accumulator = self._parameters.accumulator()
         self.loose: Accumulator = self._parameters.accumulator()
+        self._spoiled = False
+
+    def spoil(self) -> None:
+        """Not all module outputs of the open step were seen: it has none. Any thread."""
+        self._spoiled = True
 
     def put_into(self, step: Step) -> None:
         """Makes tables of the step of what there is."""
@@ -33,7 +38,8 @@ class Outputs:
             ("output_gradients", self.output_gradients),
             ("gradients", self.loose),
         ):
-            if accumulator and step.asks_for(table):
+            void = self._spoiled and accumulator is not self.loose
+            if accumulator and step.asks_for(table) and not void:
                 step.tables.append((table, [accumulator.reading()]))
 
     def modules(self) -> tuple[str, ...]:

@@ -9,8 +9,10 @@ operation may overwrite them, and no tensor is kept.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import weakref
 from collections.abc import Callable, Mapping
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +35,9 @@ class ModuleStore(Protocol):
     output_gradients: Accumulator
     module_names: list[str]
 
+    def spoil(self) -> None:
+        """Not all outputs of the open step were seen. Any thread."""
+
 
 class ModuleTap:
     """Watches the modules in `names` (by id), on the steps for which it is armed.
@@ -52,6 +57,11 @@ class ModuleTap:
         self._forward: set[int] = set()
         self._recomputed: set[tuple[int, int]] = set()
         self._handle: Any = None
+        self._armed = False
+        self._thread = get_ident()
+        # Threads that run compiled code at present; they may be others than the one that trains.
+        self._compiled: set[int] = set()
+        self._setting = threading.Lock()
         # Hooks on leaves, which outlive the graph that they were put into.
         self._on_leaves: list[Any] = []
         self._last: _Last | None = None
@@ -66,19 +76,43 @@ class ModuleTap:
         for hook in self._on_leaves:
             hook.remove()
         self._on_leaves.clear()
-        if on and self._handle is None and self._names:
-            self._handle = register_module_forward_hook(self._hook)
-        elif not on:
-            self.disarm()
+        self._armed, self._thread = on and bool(self._names), get_ident()
+        self._set()
 
     def disarm(self) -> None:
         """Takes the hooks away."""
         for hook in self._on_leaves:
             hook.remove()
         self._on_leaves.clear()
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self._armed = False
+        self._set()
+
+    def compiled_begins(self) -> None:
+        """The calling thread runs compiled code from here on, which no hook may be seen by."""
+        self._compiled.add(get_ident())
+        if self._armed and get_ident() != self._thread:
+            self._store.spoil()  # what the training runs meanwhile is not seen
+        self._set()
+
+    def compiled_ends(self) -> None:
+        """It runs plain Python again."""
+        self._compiled.discard(get_ident())
+        self._set()
+
+    def _set(self) -> None:
+        """Has the global hook be there or not, as it should be."""
+        with self._setting:
+            wanted = self._armed and not self._compiled
+            if wanted and self._handle is None:
+                self._handle = register_module_forward_hook(self._hook)
+            elif not wanted and self._handle is not None:
+                self._handle.remove()
+                self._handle = None
+
+    @property
+    def unseen(self) -> int:
+        """How many of the modules have not been seen to run yet."""
+        return len(set(self._names.values())) - len(self._positions)
 
     def order(self) -> Mapping[str, int]:
         """The rank of each module in the order of first execution."""

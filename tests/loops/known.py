@@ -11,18 +11,10 @@ RECORDS: dict[str, str] = {
         "step 0: losses () instead of (0.739,): a backward that reached only inputs is taken for "
         "another model's, from which the loss may have come; a note says so"
     ),
-    # others
-    "step_compiled": "no note says that the whole step is compiled",
-    "compiled": "no note says that activations are inside a compiled wrapper",
 }
 """Loops whose records do not tell the truth: the first difference, and its cause."""
 
-NEUTRALITY: dict[str, str] = {
-    # others
-    "compiled / accelerator": (
-        "fail_on_recompile: the forward hook comes and goes, which a guard of the compiler sees"
-    ),
-}
+NEUTRALITY: dict[str, str] = {}
 """Loops that a trace changes."""
 
 RESTORED: dict[str, str] = {}
