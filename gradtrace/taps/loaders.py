@@ -65,20 +65,21 @@ class Recording:
     """The part of a recording iterator that is the same with and without workers."""
 
     _observers: Observers
-    _loader: Any
     _plain_class: type[Any]
 
     def __init__(self, loader: DataLoader[Any], observers: Observers) -> None:
-        self._observers, self._loader = observers, loader
-        self._begin()
+        self._observers = observers
+        self._begin(loader)
         # With workers the base class fills their queues, and so draws indices, while it is made.
         super().__init__(loader)  # type: ignore[call-arg]
 
-    def _begin(self) -> None:
+    def _begin(self, loader: DataLoader[Any]) -> None:
+        # A loader keeps its persistent iterator. One that kept the loader would close a circle, and
+        # workers that a garbage collection ends are waited for: 5 s each.
         self._drawn: dict[int, Any] = {}
         self._last_drawn: Any = None
         self._last_arrived: int | None = None
-        self._epochs = [(observer, observer.epoch(self._loader)) for observer in self._observers()]
+        self._epochs = [(observer, observer.epoch(loader)) for observer in self._observers()]
         self._delivered = 0
 
     def _deliver(self, indices: Any, data: Any) -> None:
@@ -122,7 +123,7 @@ class _Several(Recording):
 
     def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
         if not first_iter:
-            self._begin()
+            self._begin(loader)
         super()._reset(loader, first_iter)  # type: ignore[misc]
 
     def _next_index(self) -> Any:
