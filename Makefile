@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A process for each core, each of which takes whole files: their tests share what they set up.
+# PYTEST_ARGS="-n 0" runs in one process, where `--pdb` and `-s` are of use.
 SPREAD := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -28,7 +29,7 @@ demo: $(READY)
 	$(BIN)/gradtrace demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(PYTEST_ARGS)
 
 quick: $(READY)
 	$(BIN)/python -m pytest $(SPREAD) -m "not slow" $(PYTEST_ARGS)
