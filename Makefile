@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A process for each core, each of which takes whole files: their tests share what they set up.
 # PYTEST_ARGS="-n 0" runs in one process, where `--pdb` and `-s` are of use.
-SPREAD := -n auto --dist loadfile
+SPREAD := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick coverage bare matrix check bench docs pictures clean

@@ -170,7 +170,7 @@ def prepare(combination: Combination, most_mb: float) -> Path:
 def test(interpreter: Path, arguments: Sequence[str]) -> bool:
     """Whether the quick tests pass; what is missing is skipped, for this is not the whole of CI."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTHONPATH")}
-    spread = ["-n", "auto", "--dist", "loadfile"]
+    spread = ["-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
     command = [str(interpreter), "-m", "pytest", "-q", *spread, "-m", "not slow", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
 
