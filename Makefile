@@ -4,9 +4,12 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process for each core, each of which takes whole files: their tests share what they set up.
+# PYTEST_ARGS="-n 0" runs in one process, where `--pdb` and `-s` are of use.
+SPREAD := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage bare matrix check bench docs pictures clean
+.PHONY: help demo test quick coverage bare matrix check bench docs pictures clean
 
 help:
 	@echo "make demo   train a small language model, find the documents behind its spikes (2 min)"
@@ -16,6 +19,7 @@ help:
 	@echo "make docs   build the pages in docs/, into docs/_build/html"
 	@echo "make clean  remove .venv, .matrix, caches and builds (runs stay)"
 	@echo
+	@echo "make quick     run the tests but for those marked slow, on all cores"
 	@echo "make coverage  run the tests and measure which lines and branches they reach"
 	@echo "make bare      run the quick tests with nothing optional installed"
 	@echo "make matrix    the same on each Python at hand; MATRIX_TORCH=\"2.6.0 2.13.0\" on each torch"
@@ -25,7 +29,10 @@ demo: $(READY)
 	$(BIN)/gradtrace demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(PYTEST_ARGS)
+
+quick: $(READY)
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow" $(PYTEST_ARGS)
 
 coverage:
 	$(MAKE) test PYTEST_ARGS="--cov --cov-report=term:skip-covered $(PYTEST_ARGS)"

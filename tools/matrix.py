@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".matrix"
 OLDEST = (3, 11)
 MOST_MB = 400
-NEEDED = ("pytest>=8", "setuptools>=77")
+NEEDED = ("pytest>=8", "pytest-xdist>=3.6", "setuptools>=77")
 """What the quick tests need besides the package and torch."""
 
 
@@ -170,7 +170,8 @@ def prepare(combination: Combination, most_mb: float) -> Path:
 def test(interpreter: Path, arguments: Sequence[str]) -> bool:
     """Whether the quick tests pass; what is missing is skipped, for this is not the whole of CI."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTHONPATH")}
-    command = [str(interpreter), "-m", "pytest", "-q", "-m", "not slow", *arguments]
+    spread = ["-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
+    command = [str(interpreter), "-m", "pytest", "-q", *spread, "-m", "not slow", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
 
 

@@ -62,3 +62,23 @@ def test_what_ends_in_time_is_fine(inside: Release, pytester: pytest.Pytester) -
     result = pytester.runpytest_inprocess("-p", "leftovers", plugins=[inside])
     assert result.ret == pytest.ExitCode.OK
     assert not any(line.startswith(LEFT) for line in result.outlines)
+
+
+def test_what_is_left_in_another_process_fails_the_run(pytester: pytest.Pytester) -> None:
+    """Where the tests run in processes of their own, the first one hears of it and tells it."""
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    pytester.makeconftest(f"import leftovers\nleftovers.OURS = '{LEFT}'\nleftovers.GRACE = 0.0")
+    pytester.makepyfile(
+        f"""
+        import threading
+
+        def test_leaves():
+            wait = threading.Event().wait
+            threading.Thread(target=wait, name="{LEFT}-1", daemon=True).start()
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "leftovers", "-n", "1")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1)
+    listed = [line for line in result.outlines if line.startswith(LEFT)]
+    assert len(listed) == 1 and listed[0].endswith("::test_leaves")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,6 +127,20 @@ def test_persistent_workers() -> None:
     check(*consume(loader, epochs=3, stop=3))
     assert type(loader._iterator).__name__ == "_MultiProcessingDataLoaderIter"
     del loader
+
+
+def test_workers_end_with_their_loader() -> None:
+    """Nothing of an ended trace keeps persistent workers until a garbage collection finds them."""
+    loader = DataLoader(Numbers(4), batch_size=2, num_workers=1, persistent_workers=True)
+    gc.collect()
+    gc.disable()
+    try:
+        consume(loader)
+        iterator = weakref.ref(loader._iterator)
+        del loader
+        assert iterator() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow
