@@ -175,10 +175,22 @@ class Collector:
         self._uses.settle()
         return True
 
-    def after_backward(self, token: Token, loss: Tensor | None, scale: Tensor | None) -> bool:
+    def watches(self, tensor: object) -> bool:
+        """Whether this is one of the watched parameters."""
+        return id(tensor) in self._parameters.index
+
+    def after_backward(
+        self,
+        token: Token,
+        loss: Tensor | None,
+        scale: Tensor | None,
+        *,
+        aside: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """A backward ended; whether it reached watched parameters.
 
-        `loss` is a copy of the unscaled loss, `scale` what multiplied it.
+        `loss` is a copy of the unscaled loss, `scale` what multiplied it. `aside` is asked whether
+        one that reached none went through this model all the same.
         """
         if not token:
             return False
@@ -195,9 +207,10 @@ class Collector:
         )
         written = self._uses.written(part)
         if not (written or self._moved_in_backward):
-            self.others += 1
-            self._foreign = True
-            return False  # another model's
+            if not aside():
+                self.others += 1
+                self._foreign = True
+            return False  # another model's, or one that was to leave the parameters alone
         self._part_count += 1
         self.backwards += 1
         if self._ledger.overflown:
@@ -360,6 +373,7 @@ class Collector:
             self._handoff.put(Leftovers(rest, self._sealing.readable))
         self._measuring.forget()
         self._batches.clear()
+        self._parameters.refresh()  # lets go of those that were replaced last
         self._ledger.clear()
 
     # -- what gradients were used for ---

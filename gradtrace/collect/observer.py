@@ -171,16 +171,24 @@ class Observer:
     def _before_backward(self, outputs: Sequence[Any]) -> Any:
         return self._collector.before_backward()
 
-    def _after_backward(self, outputs: Sequence[Any], weights: Sequence[Any], token: Any) -> None:
+    def _after_backward(
+        self, outputs: Sequence[Any], weights: Sequence[Any], inputs: Sequence[Any], token: Any
+    ) -> None:
         if token:
             loss, scale = self._losses.loss(outputs, weights)
-            ours = self._collector.after_backward(token, loss, scale)
+            ours = self._collector.after_backward(
+                token, loss, scale, aside=lambda: self._is_aside(outputs, inputs)
+            )
             if ours and loss is None:
                 self._note(
                     "loss",
                     f"a backward started from {backward.described(outputs)}, which shows no loss: "
                     "such steps have none; say what it is with trace.log(loss=...)",
                 )
+
+    def _is_aside(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> bool:
+        """Whether a backward through the model was kept from its parameters, as by an attack."""
+        return bool(inputs) and backward.comes_from(outputs, self._collector.watches)
 
     # -- clipping ---
 

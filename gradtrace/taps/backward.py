@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gradtrace.taps.patches import Function, Observers, Target, attribute
+
+_MOST_NODES = 1000
 
 
 class BackwardObserver(Protocol):
@@ -18,8 +20,13 @@ class BackwardObserver(Protocol):
     def before_backward(self, outputs: Sequence[Any]) -> Any:
         """The result goes to `after_backward`."""
 
-    def after_backward(self, outputs: Sequence[Any], weights: Sequence[Any], token: Any) -> None:
-        """Not called when the backward raised; `weights` are the gradients it started with."""
+    def after_backward(
+        self, outputs: Sequence[Any], weights: Sequence[Any], inputs: Sequence[Any], token: Any
+    ) -> None:
+        """Not called when the backward raised; `weights` are the gradients it started with.
+
+        `inputs` are the tensors to which gradients were confined, empty for all.
+        """
 
 
 def in_backward() -> bool:
@@ -49,10 +56,11 @@ def _wrap(original: Function, observers: Observers) -> Function:
         ):
             return original(t_outputs, *args, **kwargs)
         weights = args[0] if args and isinstance(args[0], (tuple, list)) else ()
+        inputs = args[3] if len(args) > 3 and isinstance(args[3], (tuple, list)) else ()
         tokens = [observer.before_backward(t_outputs) for observer in watching]
         result = original(t_outputs, *args, **kwargs)
         for observer, token in zip(watching, tokens, strict=True):
-            observer.after_backward(t_outputs, weights, token)
+            observer.after_backward(t_outputs, weights, inputs, token)
         return result
 
     return _engine_run_backward
@@ -82,6 +90,24 @@ def loss_of(outputs: Sequence[Any], weights: Sequence[Any] = ()) -> Tensor | Non
                 value = value * known.reshape(())
             loss = value.clone() if loss is None else loss + value
     return loss
+
+
+def comes_from(outputs: Sequence[Any], is_one: Callable[[Any], bool]) -> bool:
+    """Whether a leaf of which `is_one` is true took part in computing these outputs.
+
+    The graph is walked, about 1 us a node, up to the first such leaf or the first 1,000 nodes.
+    """
+    waiting = [one.grad_fn for one in outputs if isinstance(one, Tensor)]
+    seen: set[Any] = set()
+    while waiting and len(seen) < _MOST_NODES:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if is_one(getattr(node, "variable", None)):
+            return True
+        waiting += [after for after, _ in node.next_functions]
+    return False
 
 
 def described(outputs: Sequence[Any]) -> str:

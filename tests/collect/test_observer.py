@@ -46,7 +46,7 @@ class Heard:
     def before_backward(self) -> str:
         return "token"
 
-    def after_backward(self, token: Any, loss: Any, scale: Any) -> bool:
+    def after_backward(self, token: Any, loss: Any, scale: Any, *, aside: Any) -> bool:
         self.calls.append(("backward", (token, number(loss), number(scale))))
         return True
 

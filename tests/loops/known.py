@@ -5,13 +5,7 @@ Who mends a loop takes it off its list: the tests of these fail when they pass.
 
 from __future__ import annotations
 
-RECORDS: dict[str, str] = {
-    # dropped
-    "attack_on_inputs": (
-        "step 0: losses () instead of (0.739,): a backward that reached only inputs is taken for "
-        "another model's, from which the loss may have come; a note says so"
-    ),
-}
+RECORDS: dict[str, str] = {}
 """Loops whose records do not tell the truth: the first difference, and its cause."""
 
 NEUTRALITY: dict[str, str] = {}
@@ -20,8 +14,5 @@ NEUTRALITY: dict[str, str] = {}
 RESTORED: dict[str, str] = {}
 """Loops after which something is left behind."""
 
-KEPT: dict[str, str] = {
-    # replaced
-    "densified": "one replaced parameter of four is still alive a step later",
-}
+KEPT: dict[str, str] = {}
 """Loops of which a trace keeps alive what it should not."""

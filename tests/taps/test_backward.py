@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gradtrace.taps.backward import backward_target, described, in_backward, loss_of
+from gradtrace.taps.backward import backward_target, comes_from, described, in_backward, loss_of
 from gradtrace.taps.patches import registry
 
 
@@ -20,6 +20,7 @@ class Watching:
     def __init__(self) -> None:
         self.parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
         self.told: list[tuple[str, Any, Any]] = []
+        self.inputs: list[Any] = []
         self.losses: list[Tensor | None] = []
 
     @property
@@ -35,9 +36,14 @@ class Watching:
         return f"token {len(self.told)}"
 
     def after_backward(
-        self, outputs: tuple[Tensor, ...], weights: tuple[Any, ...], token: Any
+        self,
+        outputs: tuple[Tensor, ...],
+        weights: tuple[Any, ...],
+        inputs: tuple[Any, ...],
+        token: Any,
     ) -> None:
         self.told.append(("after", token, self._grad()))
+        self.inputs.append(inputs)
         self.losses.append(loss_of(outputs, weights))
 
     @property
@@ -232,3 +238,30 @@ def test_of_sharded_losses_only_whole_ones_are_read() -> None:
         assert loss_of((whole, part)) is None
     finally:
         dist.destroy_process_group()
+
+
+def test_what_gradients_are_confined_to_is_told(watching: Watching) -> None:
+    """The tensors of `inputs=`, nothing where gradients go everywhere."""
+    watching.loss.backward()
+    watching.loss.backward(inputs=[watching.parameter])
+    assert [list(one) for one in watching.inputs] == [[], [watching.parameter]]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_graph_tells_what_it_came_from(used: bool) -> None:
+    """Before and after its backward, through containers of outputs; constants have no graph."""
+    one, other = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    outputs = [torch.ones(1), (other.sin() * (one if used else 1.0)).sum()]
+    for _ in range(2):
+        assert comes_from(outputs, lambda leaf: leaf is one) == used
+        assert comes_from(outputs, lambda leaf: leaf is other)
+        outputs[1].backward(retain_graph=True)
+    assert not comes_from([torch.ones(1), None], lambda leaf: True)
+
+
+def test_a_long_graph_is_not_walked_to_its_end() -> None:
+    """A leaf far away is not found, in bounded time."""
+    leaf = value = torch.ones(1, requires_grad=True)
+    for _ in range(3000):
+        value = value + 1
+    assert not comes_from([value], lambda one: one is leaf)
