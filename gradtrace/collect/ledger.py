@@ -102,18 +102,19 @@ class Ledger:
     def settle(self) -> Changes:
         """Looks at all gradients, before a backward, and takes what they are now as known."""
         changes = self.grow()
-        accounts = self._accounts
+        accounts, refs, versions = self._accounts, self._refs, self._versions
         for i, grad in enumerate(self._grads()):
             account = accounts[i]
             if grad is None:
                 if account is not None:
                     self._drop(i, account, changes)
-                self._refs[i] = None
-                self._made.discard(i)
+                if refs[i] is not None:
+                    refs[i] = None
+                    self._made.discard(i)
                 continue
-            ref = self._refs[i]
+            ref = refs[i]
             same = ref is not None and ref() is grad
-            if same and self._versions[i] == grad._version:
+            if same and versions[i] == grad._version:
                 continue
             if not same:
                 self._refs[i] = weakref.ref(grad)
@@ -132,20 +133,23 @@ class Ledger:
         return changes
 
     def _grads(self) -> list[Tensor | None]:
-        return [held(p.grad) for p in self._parameters.tensors]
+        # `held` is asked where it matters only: this runs three times a step.
+        return [
+            grad if (grad := p.grad) is None or type(grad) is Tensor else held(grad)
+            for p in self._parameters.tensors
+        ]
 
     def _drop(self, position: int, account: Account, changes: Changes) -> None:
         self._accounts[position] = None
+        account.holders -= 1
         if not account.used:
             self._unused -= 1
             changes.dropped.append(position)
-        changes.lost += [part for part in self._let_go(account) if not part.used]
+        if not account.holders:
+            changes.lost += [part for part in self._let_go(account) if not part.used]
 
     def _let_go(self, account: Account) -> list[Part]:
-        """One gradient less is this sum; the backwards of which no gradient is left."""
-        account.holders -= 1
-        if account.holders:
-            return []
+        """No gradient is this sum any more; the backwards of which no gradient is left."""
         gone = []
         for part in account.parts:
             left = self._sums.pop(part.number) - 1
@@ -165,16 +169,17 @@ class Ledger:
         self._grow()
         positions: list[int] = []
         sums: dict[Account | None, Account] = {}
+        refs, versions = self._refs, self._versions
         for i, grad in enumerate(self._grads()):
             if grad is None:
                 continue
-            ref = self._refs[i]
+            ref = refs[i]
             if ref is None or ref() is not grad:
-                self._refs[i] = weakref.ref(grad)
+                refs[i] = weakref.ref(grad)
                 self._made.discard(i)
-            elif self._versions[i] == grad._version:
+            elif versions[i] == grad._version:
                 continue
-            self._versions[i] = grad._version
+            versions[i] = grad._version
             positions.append(i)
             before = self._accounts[i]
             after = sums.get(before)
@@ -183,7 +188,9 @@ class Ledger:
                 self.overflown |= len(old) >= MOST
                 after = sums[before] = self._new((*old[1 - MOST :], part))
             if before is not None:
-                self._let_go(before)
+                before.holders -= 1
+                if not before.holders:
+                    self._let_go(before)
             if before is None or before.used:
                 self._unused += 1
             after.holders += 1
@@ -281,7 +288,9 @@ class Ledger:
                 mine = split[account] = self._new(account.parts)
                 mine.used = True
             mine.holders += 1
-            self._let_go(account)
+            account.holders -= 1
+            if not account.holders:
+                self._let_go(account)
             self._unused -= 1
             self._accounts[i] = mine
         for part in parts:
