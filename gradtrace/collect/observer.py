@@ -82,13 +82,17 @@ class Observer:
     def attach(self, stack: ExitStack) -> None:
         """Installs every tap; `stack` takes what undoes each the moment it exists."""
         self._install(stack, "losses", backward.backward_target)
-        self._install(stack, "compiled code", compiled.compiled_target)
-        for name, target in (
+        try:
+            for target in compiled.compiled_targets():
+                stack.callback(registry.attach(target, self))
+        except AttributeError as error:
+            self._missing("compiled code", error)
+        for name, found in (
             *clipping.clip_targets(),
             *scaler.scaler_targets(),
             *zeroing.zero_targets(),
         ):
-            self._install_target(stack, name, target)
+            self._install_target(stack, name, found)
         fsdp = clipping.fsdp_target()
         if fsdp is not None:
             self._install_target(stack, "FSDP clipping", fsdp)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Protocol
 
@@ -34,15 +35,17 @@ _outermost = _Outermost()
 """By its id, the frame in which this thread entered compiled code; it lives until it leaves."""
 
 
-def compiled_target() -> Target:
-    """Where the compiler is switched on and off for a thread.
+def compiled_targets() -> Iterator[Target]:
+    """Where the compiler is switched on and off for a thread, and the call of a compiled module.
 
-    Raises AttributeError when this torch has it under another name. Imports the compiler's front
-    end, which any optimizer has imported already.
+    The latter warns its user of global hooks before it switches the compiler on. Raises
+    AttributeError when this torch has them under other names. Imports the compiler's front end,
+    which any optimizer has imported already.
     """
     import torch._dynamo.eval_frame as eval_frame
 
-    return attribute(eval_frame, "_maybe_set_eval_frame", _wrap)
+    yield attribute(eval_frame, "_maybe_set_eval_frame", _wrap)
+    yield attribute(eval_frame.OptimizedModule, "__call__", _wrap_call)
 
 
 def _wrap(original: Function, observers: Observers) -> Function:
@@ -53,12 +56,25 @@ def _wrap(original: Function, observers: Observers) -> Function:
             if callback is not None:
                 _enter(sys._getframe(1), observers())
         elif entered == id(sys._getframe(1)):
-            _outermost.frame = None
-            for observer in observers():
-                observer.compiled_ends()
+            _leave(observers())
         return original(callback)
 
     return _maybe_set_eval_frame
+
+
+def _wrap_call(original: Function, observers: Observers) -> Function:
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        watching = observers()
+        if not watching or _outermost.frame is not None:
+            return original(self, *args, **kwargs)
+        _enter(sys._getframe(), watching)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _leave(observers())
+
+    return __call__
 
 
 def _enter(caller: FrameType, watching: tuple[Any, ...]) -> None:
@@ -70,3 +86,9 @@ def _enter(caller: FrameType, watching: tuple[Any, ...]) -> None:
         _outermost.frame = id(caller)
         for observer in watching:
             observer.compiled_begins()
+
+
+def _leave(watching: tuple[Any, ...]) -> None:
+    _outermost.frame = None
+    for observer in watching:
+        observer.compiled_ends()

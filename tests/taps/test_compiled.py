@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from gradtrace import Sampling, gradtrace
-from gradtrace.taps.compiled import compiled_target
+from gradtrace.taps.compiled import compiled_targets
 from gradtrace.taps.patches import registry
 
 
@@ -38,9 +38,10 @@ def _fresh_compiler() -> Iterator[None]:
 @pytest.fixture
 def heard() -> Iterator[Heard]:
     found = Heard()
-    end = registry.attach(compiled_target(), found)
+    ends = [registry.attach(target, found) for target in compiled_targets()]
     yield found
-    end()
+    for end in ends:
+        end()
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -64,6 +65,16 @@ def test_compiled_code_in_compiled_code_is_one(heard: Heard) -> None:
     fast = compiled(lambda x: inner(x) + plain(x))
     fast(torch.ones(2))
     assert heard.calls == ["begins", "ends"]
+
+
+def test_a_compiled_module_is_told_before_it_looks_at_hooks(heard: Heard) -> None:
+    """It would warn its user of ours; an error in it ends it too."""
+    module = compiled(nn.Linear(2, 1))
+    module(torch.ones(1, 2))
+    assert heard.calls == ["begins", "ends"]
+    with pytest.raises(Exception, match=r"."):
+        module(torch.ones(1, 3))
+    assert heard.calls == ["begins", "ends"] * 2
 
 
 def test_an_optimizer_is_no_compiled_code(heard: Heard) -> None:
@@ -97,8 +108,9 @@ def test_each_thread_is_told_of_by_itself(heard: Heard) -> None:
         thread.join()
         return x
 
+    plain: Any = torch.compiler.disable(outer)
     fast(torch.ones(2))
-    compiled(torch.compiler.disable(outer))(torch.ones(2))
+    compiled(lambda x: plain(x) + 1)(torch.ones(2))
     assert heard.calls.count("begins") == heard.calls.count("ends") >= 2
 
 
@@ -191,6 +203,7 @@ def train(form: Any, *, traced: bool, warm: int) -> tuple[list[float], int, int,
     return losses, graphs, breaks, trace
 
 
+@pytest.mark.filterwarnings("error:Using `torch.compile")
 @pytest.mark.parametrize("warm", [0, 3])
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_is_compiled_for_a_trace(form: Any, warm: int) -> None:
