@@ -26,6 +26,11 @@ class Trainer:
         """Whether the calling thread is known to train these parameters, alone. 0.1 us."""
         return get_ident() == self._thread and not self._shared
 
+    @property
+    def shared(self) -> bool:
+        """Whether several threads train these parameters, so that nothing is recorded."""
+        return self._shared
+
     def trains(self) -> bool:
         """The calling thread moves these parameters, so it trains them; whether alone."""
         me = get_ident()

@@ -22,6 +22,7 @@ def close(wiring: Wiring, status: str) -> None:
     Raises only what is the user's, as KeyboardInterrupt, and that after the run log is whole.
     """
     guard = wiring.guard
+    wiring.ending = True
     wiring.taps.close()
     guard.wrap("closing the last step", wiring.collector.finish)()
     if wiring.run_log is not None and status != "finished":
@@ -79,6 +80,7 @@ def _look_for_mistakes(wiring: Wiring) -> None:
         by_hand=wiring.collector.by_hand,
         loader=wiring.loader_given,
         batches=wiring.observer.delivered_batches,
+        told=wiring.silence.told,
     )
     for source, message in mistakes(seen):
         wiring.notes.add(source, message, warn=True)

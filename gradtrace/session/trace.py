@@ -172,6 +172,7 @@ class Trace:
         """
         wiring = self._running
         if wiring is not None:
+            wiring.marks += 1
             self._guard.wrap("trace.step()", wiring.collector.mark)()
 
     def batches(self, iterable: Iterable[Any]) -> Iterator[Any]:
