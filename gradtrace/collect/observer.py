@@ -19,7 +19,16 @@ from gradtrace.handover.step import ClipCall
 from gradtrace.measure.parameters import qualified
 from gradtrace.measure.reading import Pending, pending
 from gradtrace.sampling import Due, Sampling
-from gradtrace.taps import backward, clipping, loaders, modules, optimizers, scaler, zeroing
+from gradtrace.taps import (
+    backward,
+    clipping,
+    loaders,
+    modules,
+    optimizers,
+    scaler,
+    threads,
+    zeroing,
+)
 from gradtrace.taps.patches import Target, registry
 
 Note = Callable[[str, str], None]
@@ -44,6 +53,10 @@ class Observer:
         self._batches = batches
         self._losses = LossScales()
         self._fired_inside_scaler = False
+        self.on_first_backward: Callable[[], None] | None = None
+        """Called once, before the next backward, in the training thread."""
+        self.failure: tuple[type[BaseException], int] | None = None
+        """What has ended the thread that trained, and after how many backwards."""
         self._global_hooks: list[Callable[[], None]] = []
         names = modules.module_names(models, qualified, sampling.selects)
         self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap)
@@ -68,6 +81,7 @@ class Observer:
     def attach(self, stack: ExitStack) -> None:
         """Installs every tap; `stack` takes what undoes each the moment it exists."""
         self._install(stack, "losses", backward.backward_target)
+        self._install(stack, "the ends of threads", threads.thread_target)
         for name, target in (
             *clipping.clip_targets(),
             *scaler.scaler_targets(),
@@ -139,9 +153,17 @@ class Observer:
     def _arm(self, due: Due) -> None:
         self._modules.arm(due.activations)
 
+    def thread_ended(self, error: type[BaseException]) -> None:
+        """An exception has ended the calling thread: the run's end, if it trained in it."""
+        if self._collector.trainer.here():
+            self.failure = (error, self._collector.backwards)
+
     # -- losses ---
 
     def _before_backward(self, outputs: Sequence[Any]) -> Any:
+        call, self.on_first_backward = self.on_first_backward, None
+        if call is not None:
+            call()
         return self._collector.before_backward()
 
     def _after_backward(self, outputs: Sequence[Any], weights: Sequence[Any], token: Any) -> None:

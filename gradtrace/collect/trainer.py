@@ -31,6 +31,10 @@ class Trainer:
         """Whether several threads train these parameters, so that nothing is recorded."""
         return self._shared
 
+    def here_or_gone(self) -> bool:
+        """Whether the thread that trains is the calling one, or has ended. Any thread."""
+        return self.here() or self._thread not in {t.ident for t in threading.enumerate()}
+
     def trains(self) -> bool:
         """The calling thread moves these parameters, so it trains them; whether alone."""
         me = get_ident()

@@ -71,6 +71,8 @@ class Wiring:
     moves: Moves = field(default_factory=Moves)
     marks: int = 0
     """Calls of trace.step()."""
+    at_exit: Callable[[], None] | None = None
+    """What closes the trace when the process ends before."""
     ending: bool = False
     """Whether the trace closes: what happens now is no activity of the loop."""
     background: Background | None = None
@@ -178,6 +180,11 @@ class Wiring:
             in_closure=collector.uses.in_closure,
             frozen=not any(p.requires_grad for p in tensors),
         )
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether no other thread may be in the middle of a step of this trace."""
+        return self.collector.trainer.here_or_gone()
 
     def _open(self) -> RunInfo:
         settings = self.settings
