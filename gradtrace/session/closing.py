@@ -166,7 +166,8 @@ def _tell(wiring: Wiring, owed: dict[str, str]) -> None:
     if wiring.handoff.dropped:
         wiring.notes.add(
             "hand-over",
-            f"{wiring.handoff.dropped} steps were lost: the background thread could not keep up",
+            f"{wiring.handoff.dropped} steps were lost: the background thread could not keep up; "
+            "Sampling(activations=..., updates=..., histograms=...) measures less often",
         )
 
 

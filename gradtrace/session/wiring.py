@@ -219,7 +219,8 @@ class Wiring:
         except OSError as error:
             self.notes.add(
                 "run log",
-                f"nothing is kept on disk, for {str(folder)!r} cannot be written: {error}",
+                f"nothing is kept on disk, for {str(folder)!r} cannot be written: {error}; "
+                "gradtrace(..., directory=...) names another folder",
                 warn=True,
             )
             return None
