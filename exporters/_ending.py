@@ -24,5 +24,5 @@ def how_it_ended(run: Path | None) -> str:
 
 
 def has_failed(status: str) -> bool:
-    """Whether an exception ended the run."""
-    return status.startswith("ended by ")
+    """Whether an exception ended the run, or the loop has said that it failed."""
+    return status.startswith("ended by ") or status == "failed"

@@ -179,6 +179,8 @@ class Batches:
         self._by_hand: list[Batch] = []
         self._idle: deque[Batch] = deque(maxlen=MOST_HELD)
         self.count = 0
+        self.with_gradients = 0
+        """How many of them were delivered while gradients were enabled."""
 
     def wants(self, loader: Any) -> bool:
         """Whether this loader's batches are held: it was given, or one of the same dataset."""
@@ -228,6 +230,7 @@ class Batches:
         if not torch.is_grad_enabled():
             self._idle.append(batch)  # an evaluation, or a step without gradients
             return
+        self.with_gradients += 1
         if stream.rhythm.lost:
             return
         if len(stream.held) == MOST_HELD:

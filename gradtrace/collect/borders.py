@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 
 from gradtrace.collect.ledger import Ledger
+from gradtrace.collect.measuring import Note
 from gradtrace.collect.optimizers import Owners
 from gradtrace.collect.outputs import Outputs
 from gradtrace.collect.rounds import Piece, Rounds
@@ -14,6 +15,11 @@ from gradtrace.collect.schedule import Schedule
 from gradtrace.handover.step import Step
 from gradtrace.measure.parameters import Parameters
 from gradtrace.sampling import Due
+
+MOST = 1024
+"""Uses of gradients that one step is made of; where more would join it, it is closed."""
+
+_MOST_KEYS = 64
 
 
 class Borders:
@@ -33,6 +39,7 @@ class Borders:
         outputs: Outputs,
         seal: Callable[[Step], None],
         step_after: Optimizer | None,
+        note: Note = lambda source, message: None,
     ) -> None:
         self._parameters = parameters
         self._schedule = schedule
@@ -41,10 +48,15 @@ class Borders:
         self._outputs = outputs
         self._seal = seal
         self._rounds = Rounds(step_after)
+        self._note = note
+        self.by_hand = False
+        """Whether the user closes steps; then no optimizer's step does."""
         self.pieces: list[Piece] = []
         """Those that have ended and may be of the open step."""
         self._trainable = self._trained_now()
         self._on_open: list[Callable[[Due], None]] = []
+        # By positions: how many of the pieces have forgotten their gradients there.
+        self._forgotten: dict[tuple[int, ...], int] = {}
         self.begin()
 
     def on_open(self, callback: Callable[[Due], None]) -> None:
@@ -55,9 +67,10 @@ class Borders:
     def begin(self) -> None:
         """Opens a piece."""
         self._own = due = self._schedule.due(self._schedule.step + len(self.pieces))
-        for piece in self.pieces:
-            # The open piece may be of their step, and what is due is measured in all of a step.
-            due = Due(*(one or other for one, other in zip(due, piece.own, strict=True)))
+        if self.before is not None:
+            # The open piece may be of its step, and what is due is measured in all of a step; what
+            # was due in those before it is due in the last of them.
+            due = Due(*(one or other for one, other in zip(due, self.before.due, strict=True)))
         self.open = Step(due)
         self.measure_anew()
 
@@ -72,13 +85,26 @@ class Borders:
         """The piece before the open one, which may be of the same step."""
         return self.pieces[-1].step if self.pieces else None
 
+    def forget(self, positions: Sequence[int]) -> None:
+        """Gradients at these positions were thrown away: what the pieces have read of them is void.
+
+        Each piece is told once, so that the cost does not grow with the pieces.
+        """
+        if self.pieces:
+            key = tuple(positions)
+            for piece in self.pieces[self._forgotten.get(key, 0) :]:
+                piece.step.forget(positions)
+            if len(self._forgotten) >= _MOST_KEYS:
+                self._forgotten.clear()
+            self._forgotten[key] = len(self.pieces)
+
     def join(self, optimizer: Optimizer, positions: Sequence[int]) -> None:
         """An optimizer is about to step: in the open piece, or in the one before."""
         if not self.pieces:
             return
         shared = {part.number for part in self._ledger.parts(positions)}
         last = self.pieces[-1].step
-        if self._rounds.over(optimizer, self.pieces):
+        if not self.by_hand and self._rounds.over(optimizer, self.pieces):
             self.close(optimizer)
             self._own = self._schedule.due(self._schedule.step)
             self.open.narrow(self._own)
@@ -86,6 +112,7 @@ class Borders:
             last.absorb(self.open)  # gradients of the same backward
             self.open = last
             self._own = self.pieces.pop().own
+            self._forgotten.clear()
 
     def end(self, *, complete: bool | None = None) -> None:
         """A piece ends, and the step with it: if `complete`, None for what the rounds say."""
@@ -93,6 +120,14 @@ class Borders:
         self.pieces.append(Piece(self.open, self._own))
         if complete is None:
             complete = self._rounds.complete(self.pieces, self._moved_all)
+        if len(self.pieces) >= MOST and not complete:
+            complete = True
+            self._note(
+                "steps",
+                f"gradients were used {MOST:,} times and nothing has ended the step: such a step "
+                f"is closed after {MOST:,}; call trace.step() where each step ends, or pass the "
+                "optimizer that steps last in each as gradtrace(..., step_after=...)",
+            )
         if complete:
             self.close()
         self.begin()
@@ -100,7 +135,8 @@ class Borders:
     def close(self, trigger: Optimizer | None = None) -> None:
         """Seals the ended pieces, as one step or as several; `trigger` as in `Rounds.steps`."""
         pieces, self.pieces = self.pieces, []
-        for step in self._rounds.steps(pieces, trigger):
+        self._forgotten.clear()
+        for step in self._rounds.steps(pieces, trigger, whole=self.by_hand):
             self._seal(step)
 
     def _moved_all(self) -> bool:

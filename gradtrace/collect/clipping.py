@@ -14,6 +14,9 @@ from gradtrace.measure.reading import Pending
 
 Note = Callable[[str, str], None]
 
+MOST = 1024
+"""Clipping calls of one step that are told."""
+
 
 class Clipping:
     """Puts what clips gradients into the open step. Training thread.
@@ -88,9 +91,19 @@ class Clipping:
                 cosine = self._parameters.cosine(call.positions, self._before_values)
                 call.cosine = None if cosine is None else Pending(cosine)
                 self._before_values = None
-        step.clips.append(call)
+        self._put(step, call)
         self._clipped.update(call.positions)
         self._ledger.known(call.positions)
+
+    def _put(self, step: Step, call: ClipCall) -> None:
+        if len(step.clips) < MOST:
+            step.clips.append(call)
+            return
+        self._note(
+            "clipping",
+            f"gradients were clipped more than {MOST:,} times in one step: of such a step the "
+            f"first {MOST:,} are told; where a step ended long before, call trace.step() there",
+        )
 
     def changed(self, positions: Iterable[int]) -> None:
         """Somebody changed these gradients; whoever uses or clips them next will note it."""
@@ -108,7 +121,7 @@ class Clipping:
             # The step's table may be made of these.
             full = step.due.full
             after, present = self._reader.read_again(positions, full=full, scale=step.scale)
-            step.clips.append(ClipCall("custom", tuple(present), after=after, inferred=True))
+            self._put(step, ClipCall("custom", tuple(present), after=after, inferred=True))
         elif self._ledger.unused(touched):
             step.unread = True
             self._note(

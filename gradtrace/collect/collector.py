@@ -65,7 +65,7 @@ class Collector:
         self._batches = batches
         self._note = note
         self.trainer = Trainer(note)
-        self.outputs = Outputs(parameters)
+        self.outputs = Outputs(parameters, note)
         self._ledger = Ledger(parameters)
         self._reader = GradientReader(parameters)
         self._clipping = Clipping(parameters, self._reader, self._ledger, note)
@@ -96,8 +96,9 @@ class Collector:
             outputs=self.outputs,
             seal=self._sealing.seal,
             step_after=step_after,
+            note=note,
         )
-        self._uses = Uses(
+        self._uses = self.uses = Uses(
             parameters,
             ledger=self._ledger,
             reader=self._reader,
@@ -116,8 +117,9 @@ class Collector:
         self._foreign = False
         trained = next((p for p in parameters.tensors if p.requires_grad), parameters.tensors[0])
         self._first, self._first_version = weakref.ref(trained), trained._version
-        self.backwards = self.others = 0
-        """Backwards that reached watched parameters, and those that did not."""
+        self.backwards = self.others = self.elsewhere = self.strangers = 0
+        """Backwards that reached watched parameters, those that did not, those of other threads;
+        steps of optimizers that hold other parameters only."""
 
     @property
     def open(self) -> Step:
@@ -170,6 +172,7 @@ class Collector:
     def before_backward(self) -> Token:
         """A backward begins; the result is for `after_backward`."""
         if not self.trainer.here():
+            self.elsewhere += 1
             return False
         self._logged.of_last()
         self._uses.settle()
@@ -305,6 +308,7 @@ class Collector:
         if not positions:
             if self.trainer.here():
                 self._foreign = False
+                self.strangers += 1
             return False
         if not self.trainer.trains():
             return False
@@ -347,7 +351,7 @@ class Collector:
     def mark(self) -> None:
         """The user closes a step by hand; nothing happens when nothing happened."""
         open_, everything = self.open, range(len(self._parameters.tensors))
-        self.by_hand = True
+        self.by_hand = self.borders.by_hand = True
         self._logged.of(open_)
         if open_ or open_.logged or self._ledger.alive or self._batches.waiting:
             if not open_.stepped:

@@ -42,6 +42,8 @@ class Discards:
         self._watched: tuple[weakref.ref[Tensor], int] | None = None
         self.count = 0
         """How often gradients were thrown away, of one backward or summed from several."""
+        self.lost = 0
+        """The same, those included by which the loop had moved the parameters itself."""
 
     def backward(self, written: Sequence[int]) -> None:
         """A backward wrote these gradients: what moves from here on was moved by them."""
@@ -60,6 +62,7 @@ class Discards:
         lost = Lost([]) if measured is None else measured
         lost.parts = parts
         lost.ended = time.time()
+        self.lost += 1
         if self._moved():
             lost.by_hand = True
         else:

@@ -58,7 +58,7 @@ class Measuring:
         """Reads those of the gradients that were not read yet; `waiting` is `step`'s beginning."""
         readings, read = self._reader.read(positions, full=step.due.full, scale=step.scale)
         if readings:
-            step.tables.append(("gradients", readings))
+            step.read(read, readings)
         if read and self._is_counting(step, waiting):
             self._count(step, read, step.scale)
 

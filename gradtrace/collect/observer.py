@@ -28,6 +28,7 @@ from gradtrace.taps import (
     modules,
     optimizers,
     scaler,
+    threads,
     zeroing,
 )
 from gradtrace.taps.patches import Target, registry
@@ -56,6 +57,10 @@ class Observer:
         self._fired_inside_scaler = False
         self._compiled_runs = 0
         self._was_armed = False
+        self.on_first_backward: Callable[[], None] | None = None
+        """Called once, before the next backward, in the training thread."""
+        self.failure: tuple[type[BaseException], int] | None = None
+        """What has ended the thread that trained, and after how many backwards."""
         self._global_hooks: list[Callable[[], None]] = []
         names = modules.module_names(models, qualified, sampling.selects)
         self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap)
@@ -87,6 +92,7 @@ class Observer:
                 stack.callback(registry.attach(target, self))
         except AttributeError as error:
             self._missing("compiled code", error)
+        self._install(stack, "the ends of threads", threads.thread_target)
         for name, found in (
             *clipping.clip_targets(),
             *scaler.scaler_targets(),
@@ -170,9 +176,17 @@ class Observer:
                 "compile the model instead of the step, model = torch.compile(model)",
             )
 
+    def thread_ended(self, error: type[BaseException]) -> None:
+        """An exception has ended the calling thread: the run's end, if it trained in it."""
+        if self._collector.trainer.here():
+            self.failure = (error, self._collector.backwards)
+
     # -- losses ---
 
     def _before_backward(self, outputs: Sequence[Any]) -> Any:
+        call, self.on_first_backward = self.on_first_backward, None
+        if call is not None:
+            call()
         return self._collector.before_backward()
 
     def _after_backward(

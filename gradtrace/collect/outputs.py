@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from gradtrace.collect.measuring import Note
 from gradtrace.handover.step import Step
 from gradtrace.measure.chunks import Accumulator
 from gradtrace.measure.parameters import Parameters
+
+MOST = 1 << 15
+"""Outputs of modules that are measured in one step."""
 
 
 class Outputs:
@@ -14,16 +18,17 @@ class Outputs:
     Training thread.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, note: Note = lambda source, message: None) -> None:
         self._parameters = parameters
+        self._note = note
         self.module_names: list[str] = []
         self._names: tuple[str, ...] = ()
         self.start()
 
     def start(self) -> None:
         """Empties all three."""
-        self.activations: Accumulator = self._parameters.accumulator()
-        self.output_gradients: Accumulator = self._parameters.accumulator()
+        self.activations: Accumulator = self._parameters.accumulator(MOST)
+        self.output_gradients: Accumulator = self._parameters.accumulator(MOST)
         self.loose: Accumulator = self._parameters.accumulator()
         self._spoiled = False
 
@@ -33,6 +38,13 @@ class Outputs:
 
     def put_into(self, step: Step) -> None:
         """Makes tables of the step of what there is."""
+        if self.activations.full and step.due.activations:
+            self._note(
+                "activations",
+                f"more than {MOST:,} outputs of modules were seen in one step: its activations and "
+                "output gradients are those of the first; Sampling(exclude=...) leaves layers out, "
+                "and trace.step() ends a step",
+            )
         for table, accumulator in (
             ("activations", self.activations),
             ("output_gradients", self.output_gradients),

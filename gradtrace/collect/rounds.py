@@ -55,7 +55,7 @@ class Rounds:
         """Whether nothing more is expected to join these pieces."""
         if self._after is not None:
             last = self._after()
-            return last is None or any(piece.has(last) for piece in pieces)
+            return last is None or pieces[-1].has(last)  # it has ended all steps before
         if not self._seen:
             return len(pieces) == 1 and moved_all()
         if self._together is False:
@@ -66,20 +66,28 @@ class Rounds:
             return moved_all()
         return all(any(piece.has(one) for piece in pieces) for one in list(self._seen))
 
-    def steps(self, pieces: Sequence[Piece], trigger: Optimizer | None) -> list[Step]:
-        """The steps that these pieces are; `trigger` is what ended the round by stepping again."""
+    def steps(
+        self, pieces: Sequence[Piece], trigger: Optimizer | None, *, whole: bool = False
+    ) -> list[Step]:
+        """The steps that these pieces are; `trigger` is what ended the round by stepping again.
+
+        `whole` tells that they are one step for certain.
+        """
         if not pieces:
             return []
         self._learn(pieces)
         if self._after is None and trigger is not None and len(pieces) > 1:
             self._together = not pieces[-1].has(trigger)
-        if self._after is None and len(pieces) > 1 and self._together is False:
+        phases = self._after is None and not whole and self._together is False
+        if phases and len(pieces) > 1:
             for piece in pieces:
                 piece.step.narrow(piece.own)
             return [piece.step for piece in pieces]
-        for piece in pieces:
-            # A backward may have written gradients that are another piece's to use.
-            piece.step.forget(set().union(*(one.step.used for one in pieces if one is not piece)))
+        used = set().union(*(piece.step.used for piece in pieces))
+        for piece in pieces if len(pieces) > 1 else ():
+            # A backward may have written gradients that are another piece's to use; what a piece
+            # has used itself it keeps.
+            piece.step.forget(used)
         first = pieces[0].step
         first.narrow(pieces[0].own)
         for piece in pieces[1:]:

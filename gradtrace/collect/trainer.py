@@ -26,6 +26,15 @@ class Trainer:
         """Whether the calling thread is known to train these parameters, alone. 0.1 us."""
         return get_ident() == self._thread and not self._shared
 
+    @property
+    def shared(self) -> bool:
+        """Whether several threads train these parameters, so that nothing is recorded."""
+        return self._shared
+
+    def here_or_gone(self) -> bool:
+        """Whether the thread that trains is the calling one, or has ended. Any thread."""
+        return self.here() or self._thread not in {t.ident for t in threading.enumerate()}
+
     def trains(self) -> bool:
         """The calling thread moves these parameters, so it trains them; whether alone."""
         me = get_ident()

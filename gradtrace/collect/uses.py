@@ -86,8 +86,7 @@ class Uses:
 
     def _drop(self, positions: Sequence[int], parts: list[Part]) -> None:
         """Gradients were thrown away, and with them what was read of them or done to them."""
-        for piece in self._borders.pieces:
-            piece.step.forget(positions)
+        self._borders.forget(positions)
         measured: Lost | None = None
         if self._ledger.alive:
             self._borders.open.forget(positions)
@@ -167,3 +166,8 @@ class Uses:
     def discarded(self) -> int:
         """How often gradients were thrown away."""
         return self._discards.count
+
+    @property
+    def lost(self) -> int:
+        """The same, whatever was done with them before."""
+        return self._discards.lost

@@ -28,7 +28,8 @@ class NonPositiveLoss:
                 severity="warning",
                 message=(
                     "the loss is not above zero: its spikes, which are judged as ratios, are not "
-                    "looked for; those of the gradient norm are"
+                    "looked for; those of the gradient norm are; trace.log(loss=...) with a "
+                    "value above zero has that watched instead"
                 ),
                 rank=record.rank,
                 source="spikes",

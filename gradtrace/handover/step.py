@@ -95,6 +95,10 @@ class Lost:
         yield from _cells(self.divisor)
 
 
+MOST_TABLES = 256
+"""Tables of one step beyond which those are let go that later ones replace."""
+
+
 @dataclass(slots=True)
 class Step:
     """Mutable; one thread at a time."""
@@ -102,10 +106,16 @@ class Step:
     due: Due
     parts: list[Part] = field(default_factory=list)
     """The backwards whose gradients were used; known when an optimizer has used them."""
+    numbers: set[int] | None = None
+    """Of the parts, where pieces were joined: so that joining many costs no more each."""
     batches: list[Batch] = field(default_factory=list)
     """Those of the parts, and any that no backward of this step had."""
     clips: list[ClipCall] = field(default_factory=list)
     tables: list[tuple[str, list[Reading]]] = field(default_factory=list)
+    covered: list[tuple[list[Reading], frozenset[int]]] = field(default_factory=list)
+    """Of tables of gradients: the positions that they have rows of."""
+    crowded: int = MOST_TABLES
+    """At how many tables those that were replaced are looked for."""
     void: list[tuple[int, int, frozenset[int]]] = field(default_factory=list)
     """From which table to before which one the rows at these positions count no more."""
     histograms: list[tuple[frozenset[int], list[Reading]]] = field(default_factory=list)
@@ -150,6 +160,33 @@ class Step:
         """Whether anything that makes a step has happened."""
         return bool(self.parts or self.stepped or self.clips or self.tables or self.skipped)
 
+    def read(self, positions: Iterable[int], readings: list[Reading]) -> None:
+        """Takes a reading of the gradients at these positions.
+
+        Gradients that are added up and clipped again and again are read each time; what a later
+        reading has replaced is let go from time to time, at a cost that does not grow.
+        """
+        self.tables.append(("gradients", readings))
+        self.covered.append((readings, frozenset(positions)))
+        if len(self.tables) <= self.crowded:
+            return
+        known = {id(one): at for one, at in self.covered}
+        later: set[int] = set()
+        kept = []
+        for table, one in reversed(self.tables):
+            at = known.get(id(one)) if table == "gradients" else None
+            kept.append(at is None or not at <= later)
+            later |= at or set()
+        self._keep(kept[::-1])
+        self.covered = self.covered[-len(self.tables) :]
+        self.crowded = max(MOST_TABLES, 2 * len(self.tables))
+
+    def _keep(self, kept: list[bool]) -> None:
+        """Lets go of the other tables."""
+        if not all(kept):
+            self.void = [(sum(kept[:a]), sum(kept[:b]), gone) for a, b, gone in self.void]
+            self.tables = [one for one, keep in zip(self.tables, kept, strict=True) if keep]
+
     def count(self, positions: Iterable[int], readings: list[Reading]) -> None:
         """Takes histograms; earlier ones of the same gradients are let go."""
         new = frozenset(positions)
@@ -164,10 +201,7 @@ class Step:
     def narrow(self, due: Due) -> None:
         """Lets go of what `due` does not ask for: a piece may have measured for either of two."""
         self.due = due
-        kept = [self.asks_for(table) for table, _ in self.tables]
-        if not all(kept):
-            self.void = [(sum(kept[:a]), sum(kept[:b]), gone) for a, b, gone in self.void]
-            self.tables = [one for one, keep in zip(self.tables, kept, strict=True) if keep]
+        self._keep([self.asks_for(table) for table, _ in self.tables])
         if not due.histograms:
             self.histograms = []
 
@@ -176,6 +210,8 @@ class Step:
         gone = frozenset(positions) - self.used
         if not gone:
             return
+        # What was void of the same before reaches less far.
+        self.void = [one for one in self.void if one[0] or not one[2] <= gone]
         self.void.append((0, len(self.tables), gone))
         self.histograms = [one for one in self.histograms if not one[0] <= gone]
 
@@ -187,6 +223,7 @@ class Step:
         if self.unread:
             lost.tables = []
         self.clips, self.histograms, self.void, self.remarks = [], [], [], set()
+        self.covered = []
         self.unread = False
         return lost
 
@@ -199,13 +236,17 @@ class Step:
     def absorb(self, later: Step) -> None:
         """Takes over what a later piece of the same step holds."""
         later.narrow(self.due)
-        known = {part.number for part in self.parts}
-        self.parts += [part for part in later.parts if part.number not in known]
+        if self.numbers is None or len(self.numbers) != len(self.parts):
+            self.numbers = {part.number for part in self.parts}
+        new = [part for part in later.parts if part.number not in self.numbers]
+        self.parts += new
+        self.numbers.update([part.number for part in new])
         self.batches += later.batches
         self.clips += later.clips
         before = len(self.tables)
         self.void += [(before + a, before + b, gone) for a, b, gone in later.void]
         self.tables += later.tables
+        self.covered += later.covered
         for positions, readings in later.histograms:
             self.count(positions, readings)
         if self.counting is None:

@@ -9,6 +9,7 @@ vanish, |mean| / std above 20) is read once more in float64; only a CPU can look
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -72,8 +73,9 @@ class Accumulator:
     Keeps 0-dim results, never the tensors. Call under `torch.no_grad()`.
     """
 
-    def __init__(self, scratch: Scratch) -> None:
+    def __init__(self, scratch: Scratch, most: int = sys.maxsize) -> None:
         self._scratch = scratch
+        self._most = most
         self._positions: list[int] = []
         self._sizes: list[int] = []
         self._cells: dict[torch.device, list[Tensor]] = {}
@@ -83,8 +85,13 @@ class Accumulator:
     def __bool__(self) -> bool:
         return bool(self._positions)
 
+    @property
+    def full(self) -> bool:
+        """Whether there are as many rows as there may be: `most`, or a tensor's more."""
+        return len(self._positions) >= self._most
+
     def add(self, position: int, tensor: Tensor, *, norm_only: bool = False) -> bool:
-        """Measures one tensor; False when its values cannot be read without waiting.
+        """Measures one tensor; False when its values cannot be read without waiting, or when full.
 
         `norm_only` leaves every cell but the square sum NaN.
         """
@@ -93,6 +100,8 @@ class Accumulator:
         if values is None:
             return False
         self._last = []
+        if self.full:
+            return False
         flat = flatten(values)
         # A sparse tensor's missing entries are zeros: they count in n and nowhere else.
         whole = tensor.numel() * (2 if tensor.is_complex() else 1)

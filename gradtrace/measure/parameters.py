@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -184,9 +185,9 @@ class Parameters:
         with torch.no_grad():
             return plan.read(tensors, full, norm_only)
 
-    def accumulator(self) -> Accumulator:
-        """For tensors that come one at a time; shares this object's working memory."""
-        return Accumulator(self._scratch)
+    def accumulator(self, most: int = sys.maxsize) -> Accumulator:
+        """For at most so many tensors that come one at a time; shares this object's memory."""
+        return Accumulator(self._scratch, most)
 
 
 class _Plan:

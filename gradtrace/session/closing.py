@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
+from gradtrace.session import left_open
+from gradtrace.session.ending import FINISHED, status_at_exit, status_of
 from gradtrace.session.mistakes import Seen, mistakes
 from gradtrace.session.overhead import Overhead
 from gradtrace.session.wiring import Wiring
@@ -16,14 +22,82 @@ HURRIED = 1.0
 """The same after Ctrl-C."""
 
 
+def end(wiring: Wiring, status: str) -> None:
+    """Closes what runs behind a trace, and forgets that it was open."""
+    left_open.end(wiring)
+    try:
+        close(wiring, status)
+    finally:
+        _forget_exit(wiring)
+
+
+def end_beside(wiring: Wiring) -> None:
+    """The same for the training thread of another trace, which shall not wait.
+
+    What is left to deliver has a thread of its own, which the end of the process waits for.
+    """
+    left_open.end(wiring)
+    let_go(wiring)
+
+    def finish() -> None:
+        try:
+            deliver(wiring, FINISHED)
+        finally:
+            _forget_exit(wiring)
+
+    thread = threading.Thread(
+        target=finish, name=f"gradtrace-{wiring.settings.name}-closing", daemon=True
+    )
+    _forget_exit(wiring)
+    wiring.at_exit = partial(thread.join, DRAIN + wiring.settings.close_timeout)
+    atexit.register(wiring.at_exit)
+    thread.start()
+
+
+def end_at_exit(wiring: Wiring) -> None:
+    """Has the trace closed when the process ends and nobody has closed it before."""
+    pid = os.getpid()
+
+    def at_exit() -> None:
+        if os.getpid() == pid:  # a forked child leaves its parent's trace alone
+            end(wiring, _status_at_exit(wiring))
+
+    wiring.at_exit = at_exit
+    atexit.register(at_exit)
+
+
+def _forget_exit(wiring: Wiring) -> None:
+    if wiring.at_exit is not None:
+        atexit.unregister(wiring.at_exit)
+
+
+def _status_at_exit(wiring: Wiring) -> str:
+    """How a run ended that nobody has closed: by what ended the process, or its own thread."""
+    status, failure = status_at_exit(), wiring.observer.failure
+    if status == FINISHED and failure and failure[1] == wiring.collector.backwards:
+        return status_of(failure[0])
+    return status
+
+
 def close(wiring: Wiring, status: str) -> None:
     """Ends what `Wiring.start` began. Waits at most `close_timeout` for the exporters.
 
     Raises only what is the user's, as KeyboardInterrupt, and that after the run log is whole.
     """
-    guard = wiring.guard
+    let_go(wiring)
+    deliver(wiring, status)
+
+
+def let_go(wiring: Wiring) -> None:
+    """Restores everything and hands over what is left. Waits for nothing; training thread."""
+    wiring.ending = True
     wiring.taps.close()
-    guard.wrap("closing the last step", wiring.collector.finish)()
+    wiring.guard.wrap("closing the last step", wiring.collector.finish)()
+
+
+def deliver(wiring: Wiring, status: str) -> None:
+    """What `close` does after `let_go`, in any thread but the trace's own ones."""
+    guard = wiring.guard
     if wiring.run_log is not None and status != "finished":
         # Exporters, which end their own runs now, may want to know.
         wiring.run_log.update_info({"status": status})
@@ -79,6 +153,7 @@ def _look_for_mistakes(wiring: Wiring) -> None:
         by_hand=wiring.collector.by_hand,
         loader=wiring.loader_given,
         batches=wiring.observer.delivered_batches,
+        told=wiring.silence.told,
     )
     for source, message in mistakes(seen):
         wiring.notes.add(source, message, warn=True)
@@ -91,7 +166,8 @@ def _tell(wiring: Wiring, owed: dict[str, str]) -> None:
     if wiring.handoff.dropped:
         wiring.notes.add(
             "hand-over",
-            f"{wiring.handoff.dropped} steps were lost: the background thread could not keep up",
+            f"{wiring.handoff.dropped} steps were lost: the background thread could not keep up; "
+            "Sampling(activations=..., updates=..., histograms=...) measures less often",
         )
 
 

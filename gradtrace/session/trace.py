@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,8 +21,9 @@ from gradtrace.detect.spikes.detector import SpikeDetector, latest_spikes
 from gradtrace.guard import Guard
 from gradtrace.measure.parameters import Parameters
 from gradtrace.records import Event, RunNote, Spike, StepRecord
+from gradtrace.session import closing, left_open
 from gradtrace.session.checks import check_divisor, check_logged
-from gradtrace.session.closing import close
+from gradtrace.session.ending import status_of
 from gradtrace.session.notes import Notes
 from gradtrace.session.overhead import Overhead
 from gradtrace.session.recent import Recent
@@ -61,7 +63,8 @@ class Trace:
         self.name = settings.name
         self._recent = Recent()
         self._clipping = ClippingStats()
-        self._notes = Notes(rank=self.rank, step=lambda: self._recent.count)
+        recent = self._recent  # no reference back to here: a trace that nobody holds is gone
+        self._notes = Notes(rank=self.rank, step=lambda: recent.count)
         self._guard = Guard(self._notes.add)
         sampling = settings.sampling
         self._parameters = Parameters(settings.models, sampling)
@@ -75,10 +78,12 @@ class Trace:
         self._wiring: Wiring | None = None
         self._saved_spikes: Mapping[str, Any] = {}
         self._state = "new"
+        self._entered = False
 
     # -- life ---
 
     def __enter__(self) -> Trace:
+        self._entered = True
         return self.start()
 
     def __exit__(
@@ -87,11 +92,12 @@ class Trace:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close("finished" if kind is None else f"ended by {kind.__name__}")
+        self.close(status_of(kind if error is None else error))
 
     def start(self) -> Trace:
         """Begins tracing; what entering the `with` does.
 
+        A trace of the same model that was left open, and that nobody can end any more, is ended.
         Raises ValueError for a run name that is taken, whatever an exporter's `open` raises, and
         RuntimeError when this trace was started before.
         """
@@ -99,6 +105,7 @@ class Trace:
             raise RuntimeError(
                 f"this trace is {self._state}; expected a new one: call gradtrace(...) again"
             )
+        place = None if self._entered else left_open.place(sys._getframe(1))
         self._state = "starting"
         self._pid = os.getpid()
         try:
@@ -110,6 +117,7 @@ class Trace:
                 self._recent,
                 self._clipping,
             )
+            older = left_open.end_older(wiring, place, closing.end)
             wiring.start(self._saved_spikes)
         except BaseException:
             self._state = "closed"
@@ -118,14 +126,23 @@ class Trace:
             raise
         self._settings = wiring.settings
         self._state = "running"
-        atexit.register(self._at_exit)
+        if older:
+            wiring.observer.on_first_backward = partial(
+                left_open.decide, wiring, older, closing.end_beside
+            )
+        left_open.begin(left_open.Open(weakref.ref(self), wiring, self._entered, place, self._pid))
+        closing.end_at_exit(wiring)
         return self
 
     def close(self, status: str = "finished") -> None:
         """Ends the trace; what leaving the `with` does. Safe to call twice.
 
-        `status` is what the run says of its end. Restores everything first, then waits for the
-        exporters, at most `close_timeout` seconds.
+        `status` is what `run.json` says of the run's end, before exporters end theirs: any text.
+        "failed", and "ended by ..." as leaving the `with` by an exception says, are told to
+        backends as a failure, "killed" as that, all else as a run that has finished.
+        Restores everything first, then waits for the exporters, at most `close_timeout` seconds.
+        Any thread. Raises TypeError for a status that is no text, and RuntimeError in an `on_spike`
+        callback.
         """
         if not isinstance(status, str) or not status:
             raise TypeError(
@@ -141,18 +158,7 @@ class Trace:
                 "expected the thread that trains: let the callback set a flag which the loop sees"
             )
         self._state = "closed"
-        try:
-            close(wiring, status)
-        finally:
-            atexit.unregister(self._at_exit)
-
-    def _at_exit(self) -> None:
-        """A process that ends without having closed its trace: by an exception, if there was one.
-
-        An interpreter at a terminal goes on after exceptions, and does not end by its last one.
-        """
-        error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
-        self.close("finished" if error is None else f"ended by {type(error).__name__}")
+        closing.end(wiring, status)
 
     @property
     def _running(self) -> Wiring | None:
@@ -160,8 +166,9 @@ class Trace:
 
         A child leaves its parent's trace alone: it has no thread that would take what it records.
         """
+        wiring = self._wiring
         running = self._state == "running" and os.getpid() == self._pid
-        return self._wiring if running else None
+        return wiring if running and wiring is not None and not wiring.ending else None
 
     # -- in the loop ---
 
@@ -172,6 +179,7 @@ class Trace:
         """
         wiring = self._running
         if wiring is not None:
+            wiring.marks += 1
             self._guard.wrap("trace.step()", wiring.collector.mark)()
 
     def batches(self, iterable: Iterable[Any]) -> Iterator[Any]:
@@ -261,19 +269,29 @@ class Trace:
         return {"spikes": {} if detector is None else detector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Lets a resumed run start with what an earlier one has learned; before it starts.
+        """Lets a resumed run start with what an earlier one has learned; until its first step.
 
-        Raises RuntimeError once the trace has started and ValueError for a state of another rule.
+        Thread that trains, or before the start. Raises RuntimeError once there was a step, or the
+        trace is closed, and ValueError for a state of another rule.
         """
-        if self._state != "new":
+        wiring = self._running
+        if wiring is None and self._state != "new":
             raise RuntimeError(
                 f"this trace is {self._state}; expected a new one: trace = gradtrace(...), "
                 "trace.load_state_dict(state), then `with trace:`"
+            )
+        if wiring is not None and wiring.schedule.step:
+            raise RuntimeError(
+                f"this trace has recorded {wiring.schedule.step:,} steps already; expected one "
+                "without: call trace.load_state_dict(state) before the first step"
             )
         saved = state["spikes"]
         if self._settings.spikes is not None:
             SpikeDetector(self._settings.spikes, {}).load_state_dict(saved)
         self._saved_spikes = saved
+        if wiring is not None and wiring.spikes is not None:
+            # The detector is the background thread's, which has no record to show it yet.
+            wiring.spikes.load_state_dict(saved)
 
     # -- what is known ---
 

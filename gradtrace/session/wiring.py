@@ -31,6 +31,7 @@ from gradtrace.records import Record, RunInfo, Spike, StepRecord
 from gradtrace.runlog.backlog import Backlog
 from gradtrace.runlog.directory import create_run_directory
 from gradtrace.runlog.writer import RunLog
+from gradtrace.session.activity import Activity, Moves
 from gradtrace.session.describe import (
     describe_modules,
     describe_parameters,
@@ -40,6 +41,7 @@ from gradtrace.session.describe import (
 from gradtrace.session.notes import Notes
 from gradtrace.session.recent import Recent
 from gradtrace.session.settings import OnSpike, Settings
+from gradtrace.session.silence import Silence
 
 
 @dataclass(slots=True)
@@ -58,11 +60,21 @@ class Wiring:
     run_log: RunLog | None = None
     spikes: SpikeDetector | None = None
     skipped: SkippedStepDetector = field(default_factory=SkippedStepDetector)
+    step_after: str = field(init=False)
+    batches: Batches = field(init=False)
     schedule: Schedule = field(init=False)
     delivery: Delivery = field(init=False)
     handoff: Handoff[Handed] = field(init=False)
     collector: Collector = field(init=False)
     observer: Observer = field(init=False)
+    silence: Silence = field(default_factory=Silence)
+    moves: Moves = field(default_factory=Moves)
+    marks: int = 0
+    """Calls of trace.step()."""
+    at_exit: Callable[[], None] | None = None
+    """What closes the trace when the process ends before."""
+    ending: bool = False
+    """Whether the trace closes: what happens now is no activity of the loop."""
     background: Background | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +83,10 @@ class Wiring:
         self.delivery = Delivery(settings.targets)
         counted = len(self.parameters.tensors) if settings.sampling.histograms else 0
         self.handoff = Handoff(reserve=4 * PER_LAYER * counted)
-        batches = Batches(settings.sample_ids, self.notes.add, loaders=settings.loaders or None)
+        self.step_after = type(settings.step_after).__name__ if settings.step_after else ""
+        self.batches = batches = Batches(
+            settings.sample_ids, self.notes.add, loaders=settings.loaders or None
+        )
         self.collector = Collector(
             self.parameters,
             self.schedule,
@@ -121,7 +136,7 @@ class Wiring:
             sinks,
             self.guard,
             name=f"gradtrace-{settings.name}",
-            tick=log.flush if log is not None else _nothing,
+            tick=self._tick,
             scores=dict if spikes is None else lambda: spikes.scores,
             news=self.notes.take,
             leftover=self.skipped.rest,
@@ -137,6 +152,39 @@ class Wiring:
                 "parameters",
                 "parameters may be sharded over ranks: statistics are of this rank's part",
             )
+
+    def _tick(self) -> None:
+        """Background thread, each TICK seconds."""
+        why = None if self.ending else self.silence.look(self.activity())
+        if why is not None:
+            self.notes.add(*why, warn=True)
+        if self.run_log is not None:
+            self.run_log.flush()
+
+    def activity(self) -> Activity:
+        """What the loop has done so far. One thread at a time; it looks at no gradient."""
+        collector, tensors = self.collector, self.parameters.tensors
+        return Activity(
+            records=self.schedule.step,
+            backwards=collector.backwards,
+            others=collector.others,
+            elsewhere=collector.elsewhere,
+            lost=collector.uses.lost,
+            moved=self.moves.look(tensors),
+            strangers=collector.strangers,
+            batches=self.batches.with_gradients,
+            pieces=len(collector.borders.pieces),
+            marks=self.marks,
+            step_after=self.step_after,
+            shared=collector.trainer.shared,
+            in_closure=collector.uses.in_closure,
+            frozen=not any(p.requires_grad for p in tensors),
+        )
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether no other thread may be in the middle of a step of this trace."""
+        return self.collector.trainer.here_or_gone()
 
     def _open(self) -> RunInfo:
         settings = self.settings
@@ -171,7 +219,8 @@ class Wiring:
         except OSError as error:
             self.notes.add(
                 "run log",
-                f"nothing is kept on disk, for {str(folder)!r} cannot be written: {error}",
+                f"nothing is kept on disk, for {str(folder)!r} cannot be written: {error}; "
+                "gradtrace(..., directory=...) names another folder",
                 warn=True,
             )
             return None
@@ -220,7 +269,3 @@ def _calling(functions: Sequence[OnSpike], guard: Guard) -> Callable[[Sequence[R
                         guard.failed("an on_spike callback", error)
 
     return call_back
-
-
-def _nothing() -> None:
-    pass

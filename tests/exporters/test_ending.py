@@ -49,5 +49,5 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
 
 def test_exceptions_are_failures() -> None:
     """A run that an exception ended has failed, a killed one is told as such."""
-    assert has_failed("ended by KeyError")
+    assert has_failed("ended by KeyError") and has_failed("failed")
     assert not has_failed("finished") and not has_failed("killed")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import patience
 from spiking import dataset, train
 from torch import nn
 
@@ -81,6 +82,8 @@ def test_everything_is_restored_before_anybody_waits(tmp_path: Path) -> None:
         (ValueError("mine"), "ended by ValueError"),
         (KeyboardInterrupt(), "ended by KeyboardInterrupt"),
         (SystemExit(3), "ended by SystemExit"),
+        (SystemExit(0), "finished"),
+        (SystemExit(), "finished"),
     ],
 )
 def test_the_run_says_how_it_ended(
@@ -310,18 +313,33 @@ def test_the_end_of_the_process_closes_a_trace(tmp_path: Path) -> None:
 
 
 DIES = """
-import sys, torch
+import signal, sys, threading, torch
 from torch import nn
 from gradtrace import gradtrace
 model = nn.Linear(2, 2)
 trace = gradtrace(model, directory=sys.argv[1], run="r").start()
-if sys.argv[2] == "caught":
+how = sys.argv[2]
+if how == "caught":
     try:
         raise KeyError("caught")
     except KeyError:
         pass
-elif sys.argv[2] == "exit":
-    sys.exit(3)
+elif how.startswith("exit"):
+    sys.exit(int(how[-1]))
+elif how == "interrupt":
+    signal.raise_signal(signal.SIGINT)
+elif "thread" in how:
+    def work():
+        mine = gradtrace(nn.Linear(2, 2), directory=sys.argv[1], run="t").start()
+        try:
+            if how != "well in a thread":
+                raise OSError("in a thread")
+        finally:
+            global kept
+            kept = mine
+    one = threading.Thread(target=work)
+    one.start()
+    one.join()
 else:
     raise RuntimeError("boom")
 """
@@ -332,16 +350,56 @@ else:
     [
         ("raise", 1, "ended by RuntimeError"),
         ("caught", 0, "finished"),
-        ("exit", 3, "finished"),
+        ("exit 3", 3, "finished"),
+        ("exit 0", 0, "finished"),
+        ("interrupt", -2, "ended by KeyboardInterrupt"),
+        ("in another thread", 0, "finished"),
     ],
 )
 def test_a_process_that_dies_says_so(how: str, code: int, expected: str, tmp_path: Path) -> None:
-    """An exception that ends the process is the run's end; one that was caught is not."""
-    done = subprocess.run(
-        [sys.executable, "-c", DIES, str(tmp_path), how], capture_output=True, timeout=120
-    )
+    """An exception that ends the process is the run's end; one that was caught is not.
+
+    Nor is one that ended another thread. Of `sys.exit(3)` nothing is known by then.
+    """
+    done = died(how, tmp_path)
     assert done.returncode == code, done.stderr
     assert load_run(tmp_path / "r").info["status"] == expected
+
+
+def died(how: str, directory: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-c", DIES, str(directory), how],
+        capture_output=True,
+        timeout=patience(120),
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("in a thread", "ended by OSError"), ("well in a thread", "finished")],
+)
+def test_a_thread_that_dies_is_the_end_of_what_it_trained(
+    how: str, expected: str, tmp_path: Path
+) -> None:
+    """The run that was begun in a thread says what ended that; the process ends well."""
+    done = died(how, tmp_path)
+    assert done.returncode == 0 and (b"in a thread" in done.stderr) == (how == "in a thread")
+    assert load_run(tmp_path / "t").info["status"] == expected
+
+
+def test_a_trace_may_be_left_in_another_thread(tmp_path: Path) -> None:
+    """All is recorded and restored, and no error of ours comes up."""
+    model = nn.Linear(2, 2)
+    trace = gradtrace(model, directory=tmp_path, run="r").start()
+    for _ in range(3):
+        one_step(model)
+    thread = threading.Thread(target=trace.close, args=("stopped",))
+    thread.start()
+    thread.join(patience(SOON))
+    one_step(model)
+    run = load_run(tmp_path / "r")
+    assert run.steps.num_rows == 3 and run.info["status"] == "stopped"
+    assert not registry._installed and trace.notes == []
 
 
 def in_a_child(work: Any) -> int:

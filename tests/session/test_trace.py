@@ -133,15 +133,26 @@ def test_a_resumed_run_is_not_blind(tmp_path: Path) -> None:
     assert replay(None) != expected
 
 
-def test_resuming_comes_before_the_start(tmp_path: Path) -> None:
-    """A running trace takes no state."""
-    trace = gradtrace(torch.nn.Linear(1, 1), directory=None).start()
-    with pytest.raises(RuntimeError, match="expected a new one"):
-        trace.load_state_dict(trace.state_dict())
-    state = trace.state_dict()
+def test_resuming_comes_before_the_first_step(tmp_path: Path) -> None:
+    """A running trace takes a state until it has recorded a step; a closed one takes none."""
+    model = torch.nn.Linear(1, 1)
+    _, earlier = train(dataset(77), None, epochs=3)
+    saved = json.loads(json.dumps(earlier.state_dict()))
+    assert saved["spikes"]
+    trace = gradtrace(model, directory=None).start()
+    fresh = trace.state_dict()
+    assert fresh != saved
+    trace.load_state_dict(saved)
+    assert json.loads(json.dumps(trace.state_dict())) == saved
+    model(torch.ones(1, 1)).sum().backward()
+    trace.step()
+    with pytest.raises(RuntimeError, match="has recorded 1 steps already; expected one"):
+        trace.load_state_dict(saved)
     trace.close()
+    with pytest.raises(RuntimeError, match="is closed; expected a new one"):
+        trace.load_state_dict(saved)
     other = gradtrace(torch.nn.Linear(1, 1), directory=None, spikes=SpikeRule(window=50))
-    other.load_state_dict(state)  # nothing was learned yet
+    other.load_state_dict(fresh)  # nothing was learned yet
 
 
 def test_no_rule_no_spikes(tmp_path: Path) -> None:
