@@ -67,6 +67,9 @@ class ModuleTap:
             hook.remove()
         self._on_leaves.clear()
         if on and self._handle is None and self._names:
+            # Other threads may be in a forward: torch copies the dict of hooks in one call before
+            # it runs any, so a hook that comes or goes disturbs no forward that returns. A stand-in
+            # as for the optimizers' hooks is not possible: the compiler asks for a dict here.
             self._handle = register_module_forward_hook(self._hook)
         elif not on:
             self.disarm()
