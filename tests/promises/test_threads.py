@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,7 @@ def bare(seed: int, steps: int) -> Loop:
     return loop
 
 
-def at_once(functions: list[Callable[[], Any]]) -> list[Any]:
+def at_once(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     """What each returned, in a thread of its own; they begin together. Errors come out."""
     results: dict[int, Any] = {}
     errors: list[BaseException] = []
@@ -121,8 +122,8 @@ CASES = [(2, 0), (4, 0), (1, 3)]
 def round_of(traced: int, untraced: int, steps: int) -> None:
     loops = [Loop(seed) for seed in range(traced + untraced)]
     traces = at_once(
-        [lambda loop=loop: loop.traced(steps) for loop in loops[:traced]]
-        + [lambda loop=loop: loop.train(steps) for loop in loops[traced:]]
+        [functools.partial(loop.traced, steps) for loop in loops[:traced]]
+        + [functools.partial(loop.train, steps) for loop in loops[traced:]]
     )[:traced]
     for loop in loops:
         assert same_weights(loop, bare(loop.seed, steps))
@@ -179,7 +180,7 @@ def test_a_trace_closes_while_another_thread_is_in_its_backward() -> None:
     def train() -> Trace:
         with gradtrace(loop.model, loader=loop.loader, directory=None) as trace:
             loop.train(10)
-            handle = loop.model[2].bias.register_hook(wait)
+            handle = list(loop.model.parameters())[-1].register_hook(wait)
             for x, ids in loop.loader:
                 loop.step(x, ids)
                 handle.remove()
@@ -242,7 +243,7 @@ def test_threads_that_share_parameters_are_told() -> None:
         gate.wait(patience(30))  # all live until all have trained
 
     with gradtrace(loop.model, directory=None) as trace:
-        at_once([lambda one=one: train(one) for one in others])
+        at_once([functools.partial(train, one) for one in others])
     assert any("several threads train these parameters" in note.message for note in trace.notes)
     assert len(trace.steps) < 300
 
