@@ -61,7 +61,6 @@ class Observer:
         """Called once, before the next backward, in the training thread."""
         self.failure: tuple[type[BaseException], int] | None = None
         """What has ended the thread that trained, and after how many backwards."""
-        self._global_hooks: list[Callable[[], None]] = []
         names = modules.module_names(models, qualified, sampling.selects)
         self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap)
         wrap = guard.wrap
@@ -102,22 +101,20 @@ class Observer:
         fsdp = clipping.fsdp_target()
         if fsdp is not None:
             self._install_target(stack, "FSDP clipping", fsdp)
-        self._global_hooks = [optimizers.attach(self), self._modules.disarm]
-        for take_away in self._global_hooks:
-            stack.callback(take_away)
+        stack.callback(self._modules.disarm)
         _attached.add(self)
         if modules.compiled_regions(self._models):
             self._note("activations", _COMPILED)
         self._collector.borders.on_open(self._arm)
-        try:
-            stack.callback(loaders.attach(self))
-        except AttributeError as error:
-            self._missing("batches", error)
+        for name, attach in (("optimizers", optimizers.attach), ("batches", loaders.attach)):
+            try:
+                stack.callback(attach(self))
+            except AttributeError as error:
+                self._missing(name, error)
 
     def forked(self) -> None:
         """In a forked child: nothing is observed, for no thread would take it."""
-        for take_away in self._global_hooks:
-            take_away()
+        self._modules.disarm()
 
     def batches(self, iterable: Iterable[Any]) -> Iterator[Any]:
         """Any iterable's items, each known to the step that consumes it."""

@@ -103,6 +103,9 @@ class ModuleTap:
         """Has the global hook be there or not, as it should be."""
         with self._setting:
             wanted = self._armed and not self._compiled
+            # Other threads may be in a forward: torch copies the dict of hooks in one call before
+            # it runs any, so a hook that comes or goes disturbs no forward that returns. A stand-in
+            # as for the optimizers' hooks is not possible: the compiler asks for a dict here.
             if wanted and self._handle is None:
                 self._handle = register_module_forward_hook(self._hook)
             elif not wanted and self._handle is not None:
