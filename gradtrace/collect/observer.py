@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from gradtrace.collect.batches import Batches
 from gradtrace.collect.collector import Collector
 from gradtrace.guard import Guard
 from gradtrace.handover.step import ClipCall
+from gradtrace.measure.flat import whole
 from gradtrace.measure.parameters import qualified
 from gradtrace.measure.reading import Pending, pending
 from gradtrace.sampling import Due, Sampling
@@ -46,7 +48,7 @@ class Observer:
         self._fired_inside_scaler = False
         self._global_hooks: list[Callable[[], None]] = []
         names = modules.module_names(models, qualified, sampling.selects)
-        self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap)
+        self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap, note)
         wrap = guard.wrap
         self.before_backward = wrap("the backward tap", self._before_backward)
         self.after_backward = wrap("the backward tap", self._after_backward)
@@ -159,9 +161,8 @@ class Observer:
 
     def _after_norm_clip(self, token: Any, max_norm: Any, total_norm: Tensor, order: Any) -> None:
         if token:
-            if hasattr(total_norm, "to_local"):
-                total_norm = total_norm.to_local()  # replicated: no collective
-            norm = Pending(total_norm.detach().clone())
+            known = whole(total_norm.detach())
+            norm = None if known is None else Pending(known.clone())
             limit = pending(_kept(max_norm))
             self._collector.after_clip(ClipCall("norm", token, limit, norm, float(order)))
 
@@ -203,7 +204,10 @@ class Observer:
 
 def _kept(limit: Any) -> Any:
     """A copy of what may change later."""
-    return limit.detach().clone() if isinstance(limit, Tensor) else limit
+    if not isinstance(limit, Tensor):
+        return limit
+    known = whole(limit.detach())
+    return math.nan if known is None else known.clone()
 
 
 _attached: weakref.WeakSet[Observer] = weakref.WeakSet()
