@@ -74,11 +74,11 @@ def test_what_only_a_collective_would_tell_is_noted(short: Outcomes) -> None:
     """Summands, outputs or gradients, have no numbers."""
     for rank in short:
         traced = rank["sequence parallel"][1]
-        assert any("the output of down is a summand" in note for note in traced.notes)
+        assert any("the output of block.down is a summand" in note for note in traced.notes)
         assert any("they have no numbers, and are not in" in note for note in traced.notes)
         record = traced.records[-1]
-        assert record.activations["down", "norm"] != record.activations["down", "norm"]
-        assert record.activations["up", "norm"] > 0
+        assert record.activations["block.down", "norm"] != record.activations["block.down", "norm"]
+        assert record.activations["block.up", "norm"] > 0
         assert record.gradients["norm.weight", "norm"] != record.gradients["norm.weight", "norm"]
 
 

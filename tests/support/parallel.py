@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -36,14 +36,19 @@ class Perceptron(nn.Module):
 
 
 class Normed(nn.Module):
-    """What tensor parallelism is shown with: up, down and a norm."""
+    """What tensor parallelism is shown with: up and down in a block, and a norm.
+
+    The block's output may still be under way when it returns.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.down, self.norm = nn.Linear(6, 8), nn.Linear(8, 4), nn.LayerNorm(4)
+        layers = {"up": nn.Linear(6, 8), "relu": nn.ReLU(), "down": nn.Linear(8, 4)}
+        self.block = nn.Sequential(OrderedDict(layers))
+        self.norm = nn.LayerNorm(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.down(functional.relu(self.up(x))))
+        y: Tensor = self.norm(self.block(x))
         return y
 
 
@@ -118,16 +123,16 @@ def _tensor_parallel(how: str) -> SetUp:
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     model = Normed()
     if how == "plain":
-        plan: dict[str, Any] = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+        plan: dict[str, Any] = {"block.up": ColwiseParallel(), "block.down": RowwiseParallel()}
     elif how == "dtensors":
         plan = {
-            "up": ColwiseParallel(use_local_output=False),
-            "down": RowwiseParallel(use_local_output=False),
+            "block.up": ColwiseParallel(use_local_output=False),
+            "block.down": RowwiseParallel(use_local_output=False),
         }
     else:
         plan = {
-            "up": ColwiseParallel(use_local_output=False),
-            "down": RowwiseParallel(output_layouts=Shard(0), use_local_output=False),
+            "block.up": ColwiseParallel(use_local_output=False),
+            "block.down": RowwiseParallel(output_layouts=Shard(0), use_local_output=False),
             "norm": SequenceParallel(sequence_dim=0),
         }
     parallelize_module(model, mesh, plan)
