@@ -23,6 +23,7 @@ from torch import Tensor
 from gradtrace.handover.step import Part
 from gradtrace.measure.flat import held
 from gradtrace.measure.parameters import Parameters
+from gradtrace.taps.fsdp import HeldBack
 
 MOST = 1024
 """Backwards that a sum remembers; of longer ones the newest."""
@@ -56,6 +57,7 @@ class Ledger:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
+        self._held_back = HeldBack((), ())
         self._accounts: list[Account | None] = []
         self._refs: list[weakref.ref[Tensor] | None] = []
         self._versions: list[int] = []
@@ -80,13 +82,15 @@ class Ledger:
 
     def _grow(self) -> None:
         missing = len(self._parameters.tensors) - len(self._accounts)
+        replaced = self._parameters.replaced
+        if missing or replaced:
+            self._held_back = HeldBack(self._parameters.models.values(), self._parameters.tensors)
         if missing:
             first = len(self._accounts)
             self._accounts += [None] * missing
             self._refs += [None] * missing
             self._versions += [0] * missing
             self.known(range(first, first + missing))
-        replaced = self._parameters.replaced
         if replaced:
             for i in sorted(replaced):
                 account = self._accounts[i]
@@ -133,11 +137,18 @@ class Ledger:
         return changes
 
     def _grads(self) -> list[Tensor | None]:
+        """What backwards add into, by position; None where there is no gradient."""
         # `held` is asked where it matters only: this runs three times a step.
-        return [
-            grad if (grad := p.grad) is None or type(grad) is Tensor else held(grad)
-            for p in self._parameters.tensors
-        ]
+        return self._held_back.into(
+            [
+                grad if (grad := p.grad) is None or type(grad) is Tensor else held(grad)
+                for p in self._parameters.tensors
+            ]
+        )
+
+    def _grad(self, position: int) -> Tensor | None:
+        held_back = self._held_back.at(position)
+        return held(self._parameters.tensors[position].grad) if held_back is None else held_back
 
     def _drop(self, position: int, account: Account, changes: Changes) -> None:
         self._accounts[position] = None
@@ -203,7 +214,7 @@ class Ledger:
             range(len(self._accounts), len(self._parameters.tensors))
         )
         self._grow()
-        positions = [i for i in sorted(new) if self._parameters.tensors[i].grad is not None]
+        positions = [i for i in sorted(new) if self._grad(i) is not None]
         if positions:
             account = self._new((part,))
             account.holders = len(positions)
@@ -218,14 +229,14 @@ class Ledger:
 
         A gradient that was removed is not counted among the latter: `zero_grad` does that.
         """
-        tensors, refs, versions = self._parameters.tensors, self._refs, self._versions
+        refs, versions = self._refs, self._versions
         any_ = unused = False
         touched = []
         for i in positions:
             account = self._accounts[i]
             if account is not None and not account.used:
                 unused = True
-            grad = held(tensors[i].grad)
+            grad = self._grad(i)
             if grad is not None:
                 any_ = True
                 ref = refs[i]
@@ -235,9 +246,9 @@ class Ledger:
 
     def known(self, positions: Iterable[int]) -> None:
         """Takes these gradients as known: what has changed them is accounted for."""
-        tensors, refs, versions = self._parameters.tensors, self._refs, self._versions
+        refs, versions = self._refs, self._versions
         for i in positions:
-            grad = held(tensors[i].grad)
+            grad = self._grad(i)
             if grad is None:
                 refs[i] = None
                 self._made.discard(i)
@@ -310,6 +321,7 @@ class Ledger:
     def clear(self) -> None:
         """Lets go of all accounts: the trace has ended."""
         self._accounts = [None] * len(self._accounts)
+        self._held_back = HeldBack((), ())
         self._unused = 0
 
     def waiting(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from gradtrace.collect.batches import Batches
 from gradtrace.collect.collector import Collector
 from gradtrace.guard import Guard
 from gradtrace.handover.step import ClipCall
-from gradtrace.measure.flat import local
+from gradtrace.measure.flat import whole
 from gradtrace.measure.parameters import qualified
 from gradtrace.measure.reading import Pending, pending
 from gradtrace.sampling import Due, Sampling
@@ -62,7 +63,7 @@ class Observer:
         self.failure: tuple[type[BaseException], int] | None = None
         """What has ended the thread that trained, and after how many backwards."""
         names = modules.module_names(models, qualified, sampling.selects)
-        self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap)
+        self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap, note)
         wrap = guard.wrap
         self.before_backward = wrap("the backward tap", self._before_backward)
         self.after_backward = wrap("the backward tap", self._after_backward)
@@ -209,8 +210,8 @@ class Observer:
 
     def _after_norm_clip(self, token: Any, max_norm: Any, total_norm: Tensor, order: Any) -> None:
         if token:
-            own = local(total_norm)  # a DTensor here is replicated: no collective
-            norm = Pending((own.detach() if own.requires_grad else own).clone())
+            known = whole(total_norm.detach() if total_norm.requires_grad else total_norm)
+            norm = None if known is None else Pending(known.clone())
             limit = max_norm if type(max_norm) is float else pending(_kept(max_norm))
             self._collector.after_clip(ClipCall("norm", token, limit, norm, float(order)))
 
@@ -259,7 +260,10 @@ _COMPILED = (
 
 def _kept(limit: Any) -> Any:
     """A copy of what may change later."""
-    return limit.detach().clone() if isinstance(limit, Tensor) else limit
+    if not isinstance(limit, Tensor):
+        return limit
+    known = whole(limit.detach())
+    return math.nan if known is None else known.clone()
 
 
 _attached: weakref.WeakSet[Observer] = weakref.WeakSet()
