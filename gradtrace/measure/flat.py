@@ -85,12 +85,3 @@ def stored(tensor: Tensor) -> Tensor | None:
     if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
         return tensor.values()
     return None
-
-
-def held(grad: Tensor | None) -> Tensor | None:
-    """The tensor that a backward adds into, whose version tells of changes.
-
-    A DTensor's own version stays when its local tensor is written, as FSDP2 does while it
-    accumulates.
-    """
-    return None if grad is None else local(grad)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -100,9 +102,14 @@ class Parameters:
     def holds(self, parameters: Sequence[object], positions: Sequence[int | None]) -> bool:
         """Whether these very parameters stand at `positions`; None stands for a stranger."""
         tensors, index = self.tensors, self.index
-        return len(parameters) == len(positions) and all(
+        if len(parameters) != len(positions):
+            return False
+        if None not in positions:
+            places = cast("Sequence[int]", positions)
+            return all(map(is_, map(tensors.__getitem__, places), parameters))
+        return all(
             id(p) not in index if at is None else tensors[at] is p
-            for p, at in zip(parameters, positions)
+            for p, at in zip(parameters, positions, strict=True)
         )
 
     def positions(self, parameters: Iterable[object]) -> tuple[int, ...]:

@@ -26,13 +26,12 @@ class HeldBack:
             i: sharded[id(p)] for i, p in enumerate(parameters) if id(p) in sharded
         }
 
-    def into(self, grads: list[Tensor | None]) -> list[Tensor | None]:
-        """`grads`, with what is held back in the place of what the parameters show."""
+    def into(self, grads: list[Any]) -> None:
+        """Puts what is held back in the place of what the parameters show."""
         for i, managed in self._by_position.items():
             held_back = _gradient(managed)
             if held_back is not None:
                 grads[i] = held_back
-        return grads
 
     def at(self, position: int) -> Tensor | None:
         """What is held back for one parameter; None where nothing is."""

@@ -16,7 +16,6 @@ from truth import values_of
 
 from gradtrace.measure.flat import (
     flatten,
-    held,
     is_dense,
     is_partial,
     local,
@@ -125,9 +124,9 @@ def test_a_distributed_tensor_is_what_lies_here() -> None:
     with alone() as make, torch.enable_grad():
         for placement in ("replicate", "shard", "partial"):
             tensor = make(here, placement)
-            assert local(tensor) is held(tensor) is tensor._local_tensor
+            assert local(tensor) is tensor._local_tensor
             assert local(tensor).grad_fn is None
             assert (whole(tensor) is not None) == (placement == "replicate")
             assert is_partial(tensor) == (placement == "partial")
-    assert whole(here) is here and not is_partial(here) and held(None) is None
+    assert whole(here) is here and not is_partial(here)
     assert type(whole(nn.Parameter(here))) is Tensor

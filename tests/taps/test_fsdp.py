@@ -13,6 +13,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from gradtrace.taps.fsdp import HeldBack
 
 
+def put_into(found: HeldBack, grads: list[Any]) -> list[Any]:
+    found.into(grads)
+    return grads
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_what_is_held_back_is_found_until_it_is_reduced(half: bool) -> None:
     """The sum itself, in whichever dtype it is added up, and whose version tells of additions."""
@@ -33,12 +38,12 @@ def test_what_is_held_back_is_found_until_it_is_reduced(half: bool) -> None:
         model(torch.ones(1, 3)).sum().backward()
         second = found.at(0)
         assert second is first and second._version > version
-        assert found.into([None, None]) == [first, found.at(1)]
+        assert put_into(found, [None, None]) == [first, found.at(1)]
         model.set_requires_gradient_sync(True)
         model(torch.ones(1, 3)).sum().backward()
         assert found.at(0) is None and found.at(1) is None
         shown: list[Tensor | None] = [p.grad for p in parameters]
-        assert found.into(list(shown)) == shown
+        assert put_into(found, list(shown)) == shown
 
 
 def test_of_other_parameters_nothing_is_found() -> None:
@@ -47,4 +52,4 @@ def test_of_other_parameters_nothing_is_found() -> None:
     model(torch.ones(1, 3)).sum().backward()
     found = HeldBack([model], list(model.parameters()))
     assert found.at(0) is None and found.at(7) is None
-    assert found.into([None]) == [None]
+    assert put_into(found, [None]) == [None]
