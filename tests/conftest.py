@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import patience
 import pytest
 import torch
+from torch.nn.modules import module
 
 from gradtrace.guard import Guard
+from gradtrace.taps.patches import registry
 
 pytest_plugins = ("durations", "leftovers", "optional", "pytester")
 
@@ -62,3 +64,12 @@ def internal_errors(
     if errors and not swallows:
         raise ExceptionGroup("gradtrace held back errors of its own", errors)
     assert errors or not swallows, "marked `swallows`, but no error of gradtrace's was held back"
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_restored() -> Iterator[None]:
+    """After each test torch has its own functions, and no hook of a trace."""
+    yield
+    assert not module._global_forward_hooks, "a trace has left its hook on modules"
+    watched = [entry.target.name for entry in registry._installed.values() if entry.observers()]
+    assert not watched, "a trace has left these functions watched"

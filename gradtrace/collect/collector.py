@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 from gradtrace.collect.batches import Batches
 from gradtrace.collect.borders import Borders
 from gradtrace.collect.clipping import Clipping
-from gradtrace.collect.ledger import MOST, Ledger
+from gradtrace.collect.ledger import Ledger
 from gradtrace.collect.logged import Logged
+from gradtrace.collect.losses import Losses
 from gradtrace.collect.measuring import Guarded, Measuring, Note
 from gradtrace.collect.optimizers import Owners
 from gradtrace.collect.outputs import Outputs
@@ -30,9 +31,6 @@ from gradtrace.handover.step import ClipCall, Handed, Leftovers, Part, Step
 from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
 from gradtrace.measure.reading import Pending, pending
-
-Token = bool
-"""What `before_backward` returns: whether `after_backward` has something to do."""
 
 
 def _unguarded(source: str, function: Callable[..., None]) -> Callable[..., None]:
@@ -98,7 +96,7 @@ class Collector:
             step_after=step_after,
             note=note,
         )
-        self._uses = self.uses = Uses(
+        self.uses = Uses(
             parameters,
             ledger=self._ledger,
             reader=self._reader,
@@ -111,10 +109,7 @@ class Collector:
         """Whether the user closes steps; then nothing else does."""
         self._moved_in_backward: list[int] = []
         self._scaler_steps = 0
-        self._part_count = 0
-        self._divisor = 1.0
-        # A backward reached other parameters only, and no optimizer has used that yet.
-        self._foreign = False
+        self._losses = Losses(note)
         trained = next((p for p in parameters.tensors if p.requires_grad), parameters.tensors[0])
         self._first, self._first_version = weakref.ref(trained), trained._version
         self.backwards = self.others = self.elsewhere = self.strangers = 0
@@ -136,8 +131,8 @@ class Collector:
         is seen; earlier ones, and those the scaler is to unscale, would be read twice. Within a
         closure an optimizer of optimizers may use them at once.
         """
-        unusual = self._clipping.changes_unannounced or self.by_hand or self._uses.in_closure
-        last = scale is None and self._uses.expects_use
+        unusual = self._clipping.changes_unannounced or self.by_hand or self.uses.in_closure
+        last = scale is None and self.uses.expects_use
         return (last or unusual or self._schedule.beginning) and self.open.due.gradients
 
     # -- batches, losses, values ---
@@ -157,7 +152,7 @@ class Collector:
 
     def divide(self, by: float) -> None:
         """Losses that follow were divided by so much before their backward."""
-        self._divisor = by
+        self._losses.divisor = by
 
     def zeroed(self, owner: Optimizer | nn.Module) -> None:
         """`owner.zero_grad()` returned."""
@@ -167,15 +162,15 @@ class Collector:
             positions = self._owners.positions_of(owner)
         else:
             positions = self._parameters.positions(owner.parameters())
-        self._uses.zeroed(positions)
+        self.uses.zeroed(positions)
 
-    def before_backward(self) -> Token:
-        """A backward begins; the result is for `after_backward`."""
+    def before_backward(self) -> bool:
+        """A backward begins; whether `after_backward`, which gets the answer, has work to do."""
         if not self.trainer.here():
             self.elsewhere += 1
             return False
         self._logged.of_last()
-        self._uses.settle()
+        self.uses.settle()
         return True
 
     def watches(self, tensor: object) -> bool:
@@ -184,7 +179,7 @@ class Collector:
 
     def after_backward(
         self,
-        token: Token,
+        token: bool,
         loss: Tensor | None,
         scale: Tensor | None,
         *,
@@ -197,32 +192,18 @@ class Collector:
         """
         if not token:
             return False
-        if self._foreign and loss is not None:
-            loss = None
-            self._note(
-                "loss",
-                "a backward that reached no parameter of this model ran before one that did, and "
-                "nothing has used it yet: which of them started from the loss cannot be told, so "
-                "such steps have none; say what it is with trace.log(loss=...)",
-            )
-        part = Part(
-            self._part_count, None if loss is None else Pending(loss), divisor=self._divisor
-        )
-        written = self._uses.written(part)
+        part = self._losses.part(loss)
+        written = self.uses.written(part)
         if not (written or self._moved_in_backward):
             if not aside():
                 self.others += 1
-                self._foreign = True
+                self._losses.strange()
             return False  # another model's, or one that was to leave the parameters alone
-        self._part_count += 1
+        self._losses.counted()
         self.backwards += 1
         if self._ledger.overflown:
-            self._note(
-                "losses",
-                f"more than {MOST:,} backwards were added up and no optimizer of these parameters "
-                "has stepped: only the newest are remembered; call trace.step() where a step ends",
-            )
-        part.batches = (*self._uses.backward(written), *self._batches.take())
+            self._losses.too_many()
+        part.batches = (*self.uses.backward(written), *self._batches.take())
         if scale is not None:
             self.open.scale = scale
             self._reader.scaled(written)
@@ -286,7 +267,7 @@ class Collector:
         if not positions or not self.trainer.trains():
             return False
         self.open.scale = scale
-        self._uses.look(positions)
+        self.uses.look(positions)
         self._scaler_steps += 1
         return True
 
@@ -307,17 +288,17 @@ class Collector:
         positions = self._owners.positions_of(optimizer)
         if not positions:
             if self.trainer.here():
-                self._foreign = False
+                self._losses.used()
                 self.strangers += 1
             return False
         if not self.trainer.trains():
             return False
-        self._uses.grow()
+        self.uses.grow()
         if not closure:
             self.borders.join(optimizer, positions)
             if not in_backward and not self._scaler_steps:
-                self._uses.look(positions)
-        self._uses.in_closure = closure
+                self.uses.look(positions)
+        self.uses.in_closure = closure
         due = self.open.due
         if due.gradients:
             if in_backward:
@@ -337,7 +318,7 @@ class Collector:
         if not positions or not self.trainer.here():
             return
         if closure:
-            self._uses.in_closure = False
+            self.uses.in_closure = False
             self.borders.join(optimizer, positions)
             if self.open.due.gradients:
                 self._read(positions)
@@ -369,10 +350,10 @@ class Collector:
     def finish(self) -> None:
         """Seals what is still open at the end of the trace, if an optimizer has stepped in it."""
         if self.trainer.here():
-            self._uses.settle()
+            self.uses.settle()
         self._logged.of_last()
         self.borders.close()
-        rest = self._uses.rest()
+        rest = self.uses.rest()
         if rest:
             self._handoff.put(Leftovers(rest, self._sealing.readable))
         self._measuring.forget()
@@ -395,15 +376,11 @@ class Collector:
     def _use(
         self, positions: Sequence[int], *, in_backward: bool = False, by_hand: bool = False
     ) -> None:
-        led = self._uses.use(positions, made=by_hand)
-        self._foreign = False
+        led = self.uses.use(positions, made=by_hand)
+        self._losses.used()
         silent = in_backward or self.by_hand or self.open.parts or self.open.skipped
         if not (led or silent):
-            self._note(
-                "loss",
-                "gradients were used that no backward has written since they were used last: "
-                "such steps have no loss; say what it is with trace.log(loss=...)",
-            )
+            self._losses.none()
 
     def _end_piece(self) -> None:
         self.borders.end(complete=False if self.by_hand else None)
@@ -418,4 +395,4 @@ class Collector:
     @property
     def discarded(self) -> int:
         """How often gradients were thrown away."""
-        return self._uses.discarded
+        return self.uses.discarded

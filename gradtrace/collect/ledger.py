@@ -151,10 +151,10 @@ class Ledger:
         return grads
 
     def _grad(self, position: int) -> Grad:
-        found = self._held_back.at(position)
+        found = self._held_back.at(position) if self._held_back else None
         if found is None:
             found = self._parameters.tensors[position].grad
-        return ABSENT if found is None else local(found)
+        return ABSENT if found is None else found if type(found) is Tensor else local(found)
 
     def _drop(self, position: int, account: Account, changes: Changes) -> None:
         self._accounts[position] = None
@@ -248,6 +248,7 @@ class Ledger:
                 return not all_absent(grads), self._unused > 0, []
         any_ = unused = False
         touched = []
+        is_known = self._states.is_known
         for i in positions:
             account = self._accounts[i]
             if account is not None and not account.used:
@@ -255,7 +256,7 @@ class Ledger:
             grad = self._grad(i)
             if grad is not ABSENT:
                 any_ = True
-                if not self._states.is_known(i, grad):
+                if not is_known(i, grad):
                     touched.append(i)
         return any_, unused, touched
 

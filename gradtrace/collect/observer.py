@@ -115,7 +115,7 @@ class Observer:
 
     def forked(self) -> None:
         """In a forked child: nothing is observed, for no thread would take it."""
-        self._modules.disarm()
+        self._modules.forked()
 
     def batches(self, iterable: Iterable[Any]) -> Iterator[Any]:
         """Any iterable's items, each known to the step that consumes it."""

@@ -26,6 +26,10 @@ class HeldBack:
             i: sharded[id(p)] for i, p in enumerate(parameters) if id(p) in sharded
         }
 
+    def __bool__(self) -> bool:
+        """Whether any parameter is FSDP2's."""
+        return bool(self._by_position)
+
     def into(self, grads: list[Any]) -> None:
         """Puts what is held back in the place of what the parameters show."""
         for i, managed in self._by_position.items():

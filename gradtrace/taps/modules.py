@@ -61,7 +61,7 @@ class ModuleTap:
         self._forward: set[int] = set()
         self._recomputed: set[tuple[int, int]] = set()
         self._handle: Any = None
-        self._armed = False
+        self._armed = self._ended = False
         self._thread = get_ident()
         # Threads that run compiled code at present; they may be others than the one that trains.
         self._compiled: set[int] = set()
@@ -80,16 +80,23 @@ class ModuleTap:
         for hook in self._on_leaves:
             hook.remove()
         self._on_leaves.clear()
-        self._armed, self._thread = on and bool(self._names), get_ident()
+        self._armed = on and bool(self._names) and not self._ended
+        self._thread = get_ident()
         self._set()
 
     def disarm(self) -> None:
-        """Takes the hooks away."""
+        """Takes the hooks away for good: what is still told of steps brings none back."""
+        self._ended = True
         for hook in self._on_leaves:
             hook.remove()
         self._on_leaves.clear()
         self._armed = False
         self._set()
+
+    def forked(self) -> None:
+        """In a forked child: as `disarm`, whatever other threads were at when it was made."""
+        self._setting = threading.Lock()
+        self.disarm()
 
     def compiled_begins(self) -> None:
         """The calling thread runs compiled code from here on, which no hook may be seen by."""

@@ -183,7 +183,7 @@ def test_an_optimizer_that_torch_does_not_know_leaves_no_trail() -> None:
                         len(x)
                         for x in (
                             *(now.tables, now.clips, now.void, now.parts, now.lost, now.covered),
-                            *(collector._ledger._sums, collector._uses._discards._lost),
+                            *(collector._ledger._sums, collector.uses._discards._lost),
                             collector.outputs.activations._positions,
                         )
                     ]

@@ -149,6 +149,21 @@ def test_an_unarmed_step_measures_nothing() -> None:
     store.check("activations", {"0": output})
 
 
+@pytest.mark.parametrize("forked", [False, True])
+def test_what_was_ended_is_not_armed_again(forked: bool) -> None:
+    """A trace that closes still tells of steps; in a forked child other threads are gone."""
+    found, _ = tap(nn.Sequential(nn.Linear(3, 4)))
+    if forked:
+        found._setting.acquire()  # by a thread that is not there in the child
+        found.forked()
+    else:
+        found.disarm()
+    found.arm(True)
+    found.compiled_begins()
+    found.compiled_ends()
+    assert len(torch_module._global_forward_hooks) == 0
+
+
 def test_without_modules_there_is_no_hook() -> None:
     """A tap that watches no module costs no module a call."""
     found = ModuleTap({}, Store(), unguarded)
