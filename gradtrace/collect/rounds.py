@@ -83,11 +83,12 @@ class Rounds:
             for piece in pieces:
                 piece.step.narrow(piece.own)
             return [piece.step for piece in pieces]
-        used = set().union(*(piece.step.used for piece in pieces))
-        for piece in pieces if len(pieces) > 1 else ():
-            # A backward may have written gradients that are another piece's to use; what a piece
-            # has used itself it keeps.
-            piece.step.forget(used)
+        for k, piece in enumerate(pieces):
+            # A backward may have written gradients that are another piece's to use, and was read
+            # there; what a piece has used itself it keeps.
+            before = (one.step.used for one in pieces[:k])
+            after = (one.step.used & one.step.measured for one in pieces[k + 1 :])
+            piece.step.forget(set().union(*before, *after))
         first = pieces[0].step
         first.narrow(pieces[0].own)
         for piece in pieces[1:]:
