@@ -80,10 +80,10 @@ class Stream:
         self.fresh = int(self.ended and rhythm.ahead > 1 and waiting > 1)
         if rhythm.by_hand or rhythm.lost or not waiting:
             return []
-        if rhythm.each is None:
-            return self._find_rhythm(waiting, fresh, note)
         if not fresh:
             return []  # one more backward of what an earlier one has taken
+        if rhythm.each is None:
+            return self._find_rhythm(waiting, fresh, note)
         expected = rhythm.each + rhythm.ahead
         if waiting <= expected:
             return self._first(rhythm.each if rhythm.ahead else waiting)

@@ -106,7 +106,7 @@ class Borders:
         piece = self.pieces[-1]
         last = piece.step
         same = any(part.number in shared for part in last.parts)  # gradients of the same backward
-        over = not self.by_hand and self._rounds.over(optimizer, self.pieces)
+        over = not self.by_hand and self._rounds.over(optimizer, self.pieces, positions)
         if over and same and not piece.has(optimizer):
             # The round ended before that backward.
             self.pieces.pop()

@@ -47,9 +47,15 @@ class Rounds:
         # Whether optimizers make rounds together or phases one by one; None until that was seen.
         self._together: bool | None = None
 
-    def over(self, optimizer: Optimizer, pieces: Sequence[Piece]) -> bool:
-        """Whether the round of these pieces is over, now that this optimizer is about to step."""
-        return self._after is None and any(piece.has(optimizer) for piece in pieces)
+    def over(self, optimizer: Optimizer, pieces: Sequence[Piece], positions: Sequence[int]) -> bool:
+        """Whether the round of these pieces is over, now that this optimizer is about to step.
+
+        It is, too, when all of the optimizer's parameters, at `positions`, have been moved by
+        another one: the two take turns, or one has come in the other's place.
+        """
+        return self._after is None and any(
+            piece.has(optimizer) or piece.step.used.issuperset(positions) for piece in pieces
+        )
 
     def complete(self, pieces: Sequence[Piece], moved_all: Callable[[], bool]) -> bool:
         """Whether nothing more is expected to join these pieces."""

@@ -232,6 +232,43 @@ def test_many_loops_that_nobody_wrote(plan: str) -> None:
     hold(plan, 300)
 
 
+A, B, Z = Op("draw", "0"), Op("backward"), Op("zero", "optimizer")
+STEP = Op("step", "all")
+FOUND = {
+    "a layer of one of two optimizers is replaced": Program(
+        (A, Op("replace", "0", 3), B, STEP, Z), optimizers=2
+    ),
+    "a backward of a part and nothing new, fetched ahead": Program(
+        (Z, A, Op("backward", "2", 3), B, STEP), ahead=True
+    ),
+    "more is drawn than usual, fetched ahead": Program(
+        (Z, A, B, STEP, Op("draw", "0", 2)), ahead=True
+    ),
+    "one of two steps alone, then both": Program(
+        (A, Op("discard", "None", 4), B, STEP, B, Op("step", "1", 3), Z), optimizers=2
+    ),
+    "a batch after the step, before the mark": Program(
+        (Z, A, B, STEP, Op("draw", "1")), optimizers=2, loaders=2, by_hand=True
+    ),
+    "clipping that comes too late, then no gradients": Program(
+        (
+            *(A, Op("step", "all", 3), STEP, B, Op("clip", "each"), STEP),
+            *(Op("skip", "", 5), Op("clip", "each", 3), Z),
+        ),
+        rounds=5,
+    ),
+}
+"""Programs that once were told wrongly."""
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", FOUND)
+def test_a_loop_that_was_told_wrongly(name: str, plan: str) -> None:
+    """What chance has found once is told truly."""
+    done, [seen] = run(FOUND[name], plan)
+    assert list(lies(done.account, seen)) == []
+
+
 LIES: dict[str, Callable[[StepRecord], StepRecord]] = {
     "losses": lambda r: replace(r, losses=(0.5,)),
     "grad_norm": lambda r: replace(r, grad_norm=0.5),
