@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradtrace.measure.flat import whole
 from gradtrace.taps import backward, scaler
 
 REMEMBERED = 64
@@ -30,8 +31,10 @@ class LossScales:
         """`by.scale(raw)` returned `scaled`."""
         self._unclaimed = weakref.ref(by)
         if isinstance(raw, Tensor) and isinstance(scaled, Tensor) and raw.numel() == 1:
-            loss = raw.detach().clone().reshape(())
-            self._scaled.append((weakref.ref(scaled), loss, self._unclaimed))
+            loss = whole(raw.detach())
+            if loss is not None:
+                kept = loss.clone().reshape(())
+                self._scaled.append((weakref.ref(scaled), kept, self._unclaimed))
 
     def loss(
         self, outputs: Sequence[Any], weights: Sequence[Any]

@@ -13,16 +13,20 @@ that trains these parameters, see `Trainer`.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import is_
 
 import torch
 from torch import Tensor
 
+from gradtrace.collect.states import ABSENT, Grad, States, all_absent
 from gradtrace.handover.step import Part
-from gradtrace.measure.flat import held
+from gradtrace.measure.flat import local
 from gradtrace.measure.parameters import Parameters
+from gradtrace.taps.fsdp import HeldBack
 
 MOST = 1024
 """Backwards that a sum remembers; of longer ones the newest."""
@@ -60,9 +64,9 @@ class Ledger:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
+        self._held_back = HeldBack((), ())
         self._accounts: list[Account | None] = []
-        self._refs: list[weakref.ref[Tensor] | None] = []
-        self._versions: list[int] = []
+        self._states = States()
         self._zeroed: set[int] = set()
         self._made: set[int] = set()
         self._unused = 0
@@ -84,13 +88,14 @@ class Ledger:
 
     def _grow(self) -> None:
         missing = len(self._parameters.tensors) - len(self._accounts)
+        replaced = self._parameters.replaced
+        if missing or replaced:
+            self._held_back = HeldBack(self._parameters.models.values(), self._parameters.tensors)
         if missing:
             first = len(self._accounts)
             self._accounts += [None] * missing
-            self._refs += [None] * missing
-            self._versions += [0] * missing
+            self._states.grow(missing)
             self.known(range(first, first + missing))
-        replaced = self._parameters.replaced
         if replaced:
             for i in sorted(replaced):
                 account = self._accounts[i]
@@ -107,42 +112,54 @@ class Ledger:
     def settle(self) -> Changes:
         """Looks at all gradients, before a backward, and takes what they are now as known."""
         changes = self.grow()
-        accounts, refs, versions = self._accounts, self._refs, self._versions
-        for i, grad in enumerate(self._grads()):
-            account = accounts[i]
-            if grad is None:
-                if account is not None:
-                    self._drop(i, account, changes)
-                if refs[i] is not None:
-                    refs[i] = None
-                    self._made.discard(i)
-                continue
-            ref = refs[i]
-            same = ref is not None and ref() is grad
-            if same and versions[i] == grad._version:
-                continue
-            if not same:
-                self._refs[i] = weakref.ref(grad)
-            self._versions[i] = grad._version
-            # A gradient that was used and is written to was zeroed, whichever way.
-            told = same and (i in self._zeroed or (account is not None and account.used))
-            if told or _is_zero(grad):
-                self._made.discard(i)
-                if account is not None:
-                    self._drop(i, account, changes)
-            else:
-                changes.changed.append(i)
-                if not same:
-                    self._made.add(i)
+        grads = self._grads()
+        if not self._unused and all_absent(grads):
+            # After a step and its `zero_grad`: nothing is left of anything.
+            self._accounts = [None] * len(grads)
+            self._sums.clear()
+            self._made.clear()
+            self._states.forget_all()
+        elif not self._states.all_known(grads):
+            for i, grad in enumerate(grads):
+                if not self._states.is_known(i, grad):
+                    self._settle(i, grad, changes)
         self._zeroed.clear()
         return changes
 
-    def _grads(self) -> list[Tensor | None]:
-        # `held` is asked where it matters only: this runs three times a step.
-        return [
-            grad if (grad := p.grad) is None or type(grad) is Tensor else held(grad)
+    def _settle(self, position: int, grad: Grad, changes: Changes) -> None:
+        """Something has happened to this gradient."""
+        account = self._accounts[position]
+        same = not self._states.learn(position, grad)
+        # A gradient that was used and is written to was zeroed, whichever way.
+        told = same and (position in self._zeroed or (account is not None and account.used))
+        if isinstance(grad, Tensor) and not told and not _is_zero(grad):
+            changes.changed.append(position)
+            if not same:
+                self._made.add(position)
+            return
+        self._made.discard(position)
+        if account is not None:
+            self._drop(position, account, changes)
+
+    def _grads(self) -> list[Grad]:
+        """What backwards add into, by position.
+
+        Of a DTensor its local tensor: the version of the DTensor itself stays when that is written,
+        as FSDP2 does while it accumulates.
+        """
+        # A call each is made where it matters only: this runs three times a step.
+        grads: list[Grad] = [
+            ABSENT if (grad := p.grad) is None else grad if type(grad) is Tensor else local(grad)
             for p in self._parameters.tensors
         ]
+        self._held_back.into(grads)
+        return grads
+
+    def _grad(self, position: int) -> Grad:
+        found = self._held_back.at(position)
+        if found is None:
+            found = self._parameters.tensors[position].grad
+        return ABSENT if found is None else local(found)
 
     def _drop(self, position: int, account: Account, changes: Changes) -> None:
         self._accounts[position] = None
@@ -174,20 +191,23 @@ class Ledger:
     def written(self, part: Part) -> list[int]:
         """After a backward that followed a `settle`: the positions it wrote, now part of them."""
         self._grow()
-        positions: list[int] = []
+        grads = self._grads()
+        if not self._sums and self._states.nothing:
+            positions = [i for i, grad in enumerate(grads) if grad is not ABSENT]
+            self._made.clear()
+            self._states.learn_all(grads)
+            self._hold(positions, part)
+            return positions
+        positions = [i for i, grad in enumerate(grads) if not self._states.is_known(i, grad)]
         sums: dict[Account | None, Account] = {}
-        refs, versions = self._refs, self._versions
-        for i, grad in enumerate(self._grads()):
-            if grad is None:
-                continue
-            ref = refs[i]
-            if ref is None or ref() is not grad:
-                refs[i] = weakref.ref(grad)
+        written: list[int] = []
+        for i in positions:
+            grad = grads[i]
+            if grad is ABSENT:
+                continue  # a loop's own hook has removed it
+            if self._states.learn(i, grad):
                 self._made.discard(i)
-            elif versions[i] == grad._version:
-                continue
-            versions[i] = grad._version
-            positions.append(i)
+            written.append(i)
             before = self._accounts[i]
             after = sums.get(before)
             if after is None:
@@ -202,7 +222,16 @@ class Ledger:
                 self._unused += 1
             after.holders += 1
             self._accounts[i] = after
-        return positions
+        return written
+
+    def _hold(self, positions: Sequence[int], part: Part) -> None:
+        """Gradients that had no account are this backward's alone."""
+        if positions:
+            account = self._new((part,))
+            account.holders = len(positions)
+            for i in positions:
+                self._accounts[i] = account
+            self._unused += len(positions)
 
     def found(self, part: Part) -> list[int]:
         """After a backward that wrote no known gradient: those that it wrote of new parameters."""
@@ -210,50 +239,48 @@ class Ledger:
             range(len(self._accounts), len(self._parameters.tensors))
         )
         self._grow()
-        positions = [i for i in sorted(new) if self._parameters.tensors[i].grad is not None]
-        if positions:
-            account = self._new((part,))
-            account.holders = len(positions)
-            for i in positions:
-                self._accounts[i] = account
-            self._unused += len(positions)
+        positions = [i for i in sorted(new) if self._grad(i) is not ABSENT]
+        self._hold(positions, part)
         return positions
 
-    def glance(self, positions: Iterable[int]) -> tuple[bool, bool, list[int]]:
+    def glance(self, positions: Sequence[int]) -> tuple[bool, bool, list[int]]:
         """One look at some gradients: whether there are any, whether any waits to be used, and the
         positions of those that are not what they were at the last look.
 
         A gradient that was removed is not counted among the latter: `zero_grad` does that.
         """
-        tensors, refs, versions = self._parameters.tensors, self._refs, self._versions
+        if len(positions) == len(self._accounts):
+            grads = self._grads()
+            if self._states.all_known(grads):
+                return not all_absent(grads), self._unused > 0, []
         any_ = unused = False
         touched = []
         for i in positions:
             account = self._accounts[i]
             if account is not None and not account.used:
                 unused = True
-            grad = held(tensors[i].grad)
-            if grad is not None:
+            grad = self._grad(i)
+            if grad is not ABSENT:
                 any_ = True
-                ref = refs[i]
-                if ref is None or ref() is not grad or versions[i] != grad._version:
+                if not self._states.is_known(i, grad):
                     touched.append(i)
         return any_, unused, touched
 
-    def known(self, positions: Iterable[int]) -> None:
+    def known(self, positions: Collection[int]) -> None:
         """Takes these gradients as known: what has changed them is accounted for."""
-        tensors, refs, versions = self._parameters.tensors, self._refs, self._versions
+        if len(positions) == len(self._accounts):
+            grads = self._grads()
+            absent = any(map(is_, grads, repeat(ABSENT)))
+            if not absent and self._states.learn_versions(grads):
+                return
         for i in positions:
-            grad = held(tensors[i].grad)
-            if grad is None:
-                refs[i] = None
-                self._made.discard(i)
-            else:
-                ref = refs[i]
-                if ref is None or ref() is not grad:
-                    refs[i] = weakref.ref(grad)
-                    self._made.add(i)
-                versions[i] = grad._version
+            grad = self._grad(i)
+            if grad is ABSENT:
+                if self._accounts[i] is None:  # else it was thrown away, which is to be settled
+                    self._states.learn(i, grad)
+                    self._made.discard(i)
+            elif self._states.learn(i, grad):
+                self._made.add(i)
 
     def made(self, positions: Iterable[int]) -> bool:
         """Whether the loop put a gradient of its own making in the place of any of these."""
@@ -262,11 +289,8 @@ class Ledger:
     def parts(self, positions: Iterable[int]) -> list[Part]:
         """The backwards that the gradients at `positions` were summed from, oldest first."""
         found: dict[int, Part] = {}
-        seen: set[int] = set()
-        for i in positions:
-            account = self._accounts[i]
-            if account is not None and id(account) not in seen:
-                seen.add(id(account))
+        for account in set(map(self._accounts.__getitem__, positions)):
+            if account is not None:
                 found |= {part.number: part for part in account.parts}
         return [found[number] for number in sorted(found)]
 
@@ -284,26 +308,30 @@ class Ledger:
     def use(self, positions: Sequence[int]) -> list[Part]:
         """An optimizer uses these gradients; the backwards that no step has had yet."""
         parts = [part for part in self.parts(positions) if not part.used]
-        split: dict[Account, Account] = {}
-        for i in positions:
-            account = self._accounts[i]
+        holders = Counter(map(self._accounts.__getitem__, positions))
+        for account, count in holders.items():
             if account is None or account.used:
                 continue
-            # Others may hold the same sum and not have used it yet.
-            mine = split.get(account)
-            if mine is None:
-                mine = split[account] = self._new(account.parts)
-                mine.used = True
-            mine.holders += 1
-            account.holders -= 1
-            if not account.holders:
-                self._let_go(account)
-            self._unused -= 1
-            self._accounts[i] = mine
+            if count >= account.holders:
+                account.used = True
+                self._unused -= account.holders
+            else:
+                self._split(account, positions)
         for part in parts:
             part.used = True
         self._made.difference_update(positions)
         return parts
+
+    def _split(self, account: Account, positions: Iterable[int]) -> None:
+        """Others hold the same sum and have not used it yet."""
+        mine = self._new(account.parts)
+        mine.used = True
+        for i in positions:
+            if self._accounts[i] is account:
+                self._accounts[i] = mine
+                mine.holders += 1
+                account.holders -= 1
+                self._unused -= 1
 
     def unused(self, positions: Iterable[int]) -> bool:
         """Whether any of these gradients waits to be used."""
@@ -317,6 +345,7 @@ class Ledger:
     def clear(self) -> None:
         """Lets go of all accounts: the trace has ended."""
         self._accounts = [None] * len(self._accounts)
+        self._held_back = HeldBack((), ())
         self._unused = 0
 
     def waiting(self) -> list[int]:

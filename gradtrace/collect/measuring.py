@@ -52,6 +52,7 @@ class Measuring:
         self._every = every
         self._note = note
         self._count = guarded("the histograms", self._count_now)
+        self._told_partial = False
         self._snapshots: dict[int, Snapshot] = {}
 
     def gradients(self, step: Step, positions: Sequence[int], waiting: Step | None) -> None:
@@ -59,6 +60,14 @@ class Measuring:
         readings, read = self._reader.read(positions, full=step.due.full, scale=step.scale)
         if readings:
             step.read(read, readings)
+        if self._parameters.partial and not self._told_partial:
+            self._told_partial = True
+            self._note(
+                "gradients",
+                "gradients of some parameters are summands whose sum over ranks nobody has asked "
+                "for yet (DTensors with a Partial placement): they have no numbers, and are not in "
+                "the gradient norm",
+            )
         if read and self._is_counting(step, waiting):
             self._count(step, read, step.scale)
 
@@ -101,7 +110,7 @@ class Measuring:
 
     def before_update(self, step: Step, key: int, positions: Sequence[int]) -> None:
         """Reads weights, and copies them for `after_update` with the same key."""
-        weights = [local(self._parameters.tensors[i].detach()) for i in positions]
+        weights = [local(self._parameters.tensors[i]).detach() for i in positions]
         step.tables.append(("weights", self._parameters.read(positions, weights, full=True)))
         self._snapshots[key] = Snapshot(self._parameters, positions)
 

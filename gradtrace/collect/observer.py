@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from gradtrace.collect.batches import Batches
 from gradtrace.collect.collector import Collector
 from gradtrace.guard import Guard
 from gradtrace.handover.step import ClipCall
-from gradtrace.measure.flat import local
+from gradtrace.measure.flat import whole
 from gradtrace.measure.parameters import qualified
 from gradtrace.measure.reading import Pending, pending
 from gradtrace.sampling import Due, Sampling
@@ -61,9 +62,8 @@ class Observer:
         """Called once, before the next backward, in the training thread."""
         self.failure: tuple[type[BaseException], int] | None = None
         """What has ended the thread that trained, and after how many backwards."""
-        self._global_hooks: list[Callable[[], None]] = []
         names = modules.module_names(models, qualified, sampling.selects)
-        self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap)
+        self._modules = modules.ModuleTap(names, collector.outputs, guard.wrap, note)
         wrap = guard.wrap
         self.before_backward = wrap("the backward tap", self._before_backward)
         self.after_backward = wrap("the backward tap", self._after_backward)
@@ -102,22 +102,20 @@ class Observer:
         fsdp = clipping.fsdp_target()
         if fsdp is not None:
             self._install_target(stack, "FSDP clipping", fsdp)
-        self._global_hooks = [optimizers.attach(self), self._modules.disarm]
-        for take_away in self._global_hooks:
-            stack.callback(take_away)
+        stack.callback(self._modules.disarm)
         _attached.add(self)
         if modules.compiled_regions(self._models):
             self._note("activations", _COMPILED)
         self._collector.borders.on_open(self._arm)
-        try:
-            stack.callback(loaders.attach(self))
-        except AttributeError as error:
-            self._missing("batches", error)
+        for name, attach in (("optimizers", optimizers.attach), ("batches", loaders.attach)):
+            try:
+                stack.callback(attach(self))
+            except AttributeError as error:
+                self._missing(name, error)
 
     def forked(self) -> None:
         """In a forked child: nothing is observed, for no thread would take it."""
-        for take_away in self._global_hooks:
-            take_away()
+        self._modules.disarm()
 
     def batches(self, iterable: Iterable[Any]) -> Iterator[Any]:
         """Any iterable's items, each known to the step that consumes it."""
@@ -212,8 +210,8 @@ class Observer:
 
     def _after_norm_clip(self, token: Any, max_norm: Any, total_norm: Tensor, order: Any) -> None:
         if token:
-            own = local(total_norm)  # a DTensor here is replicated: no collective
-            norm = Pending((own.detach() if own.requires_grad else own).clone())
+            known = whole(total_norm.detach() if total_norm.requires_grad else total_norm)
+            norm = None if known is None else Pending(known.clone())
             limit = max_norm if type(max_norm) is float else pending(_kept(max_norm))
             self._collector.after_clip(ClipCall("norm", token, limit, norm, float(order)))
 
@@ -262,7 +260,10 @@ _COMPILED = (
 
 def _kept(limit: Any) -> Any:
     """A copy of what may change later."""
-    return limit.detach().clone() if isinstance(limit, Tensor) else limit
+    if not isinstance(limit, Tensor):
+        return limit
+    known = whole(limit.detach())
+    return math.nan if known is None else known.clone()
 
 
 _attached: weakref.WeakSet[Observer] = weakref.WeakSet()

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradtrace.measure import flat
+
 _EXPECTED = (
     "expected the ids of the batch's samples: ints or strings in a list, a tuple, an array or a "
     "tensor on the CPU"
@@ -59,6 +61,8 @@ def _problem(ids: Any) -> str | None:
             return f"returned a tensor of {ids.dtype}"
         if ids.device.type != "cpu":
             return f"returned a tensor on {ids.device}, which cannot be read without waiting"
+        if flat.whole(ids) is None:
+            return f"returned a {type(ids).__name__} of which this rank holds a part"
         return None
     if isinstance(ids, np.ndarray):
         return None if ids.dtype.kind in "iuUSO" else f"returned an array of {ids.dtype}"

@@ -47,6 +47,14 @@ class Trainer:
                     "be told, so steps are recorded no longer; give each thread a model, and a "
                     "trace, of its own",
                 )
+            elif not self._stepped:
+                self._note(
+                    "threads",
+                    "these parameters are trained in another thread than the one that started the "
+                    "trace: what that thread did before its first optimizer step was not seen, nor "
+                    "are batches of an iteration that had begun by then; start the trace in the "
+                    "thread that trains",
+                )
             self._thread = me
         self._stepped = True
         return not self._shared

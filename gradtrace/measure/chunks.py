@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradtrace.measure.flat import flatten, stored
+from gradtrace.measure.flat import flatten, is_partial, local, stored
 from gradtrace.measure.reading import Reading
 from gradtrace.measure.rows import ABS, BAD, MAX, MIN, NONZERO, NORM, ROW, SUM, N, Positions
 from gradtrace.records import Array
@@ -93,15 +93,21 @@ class Accumulator:
     def add(self, position: int, tensor: Tensor, *, norm_only: bool = False) -> bool:
         """Measures one tensor; False when its values cannot be read without waiting, or when full.
 
-        `norm_only` leaves every cell but the square sum NaN.
+        `norm_only` leaves every cell but the square sum NaN. Of a DTensor it is what this process
+        holds; where that is a summand, every cell is NaN.
         """
         cells = _norm_cells if norm_only else chunk_cells
+        self._last = []
+        partial, tensor = is_partial(tensor), local(tensor)
         values = stored(tensor)
         if values is None:
             return False
-        self._last = []
         if self.full:
             return False
+        if partial:
+            unknown = self._scratch.unknown(values.new_empty(0, dtype=torch.float32))
+            self._add_row(position, tensor.numel(), (unknown,) * CELLS)
+            return True
         flat = flatten(values)
         # A sparse tensor's missing entries are zeros: they count in n and nowhere else.
         whole = tensor.numel() * (2 if tensor.is_complex() else 1)

@@ -40,12 +40,34 @@ def flatten(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: a DTensor's own shard, any other tensor itself.
 
-    Never a collective. `type(...) is Tensor` is tried first, for it is true of almost all.
+    Never a collective: any operation on a DTensor may be one. `type(...) is Tensor` is tried first,
+    for it is true of almost all; `to_local()` would make a node of autograd's.
     """
-    if type(tensor) is Tensor or not hasattr(tensor, "to_local"):
+    if type(tensor) is Tensor:
         return tensor
-    shard: Tensor = tensor.to_local()
-    return shard
+    inner = getattr(tensor, "_local_tensor", None)
+    return inner if isinstance(inner, Tensor) else tensor
+
+
+def is_partial(tensor: Tensor) -> bool:
+    """Whether the ranks hold summands of a tensor: what it is shows after a collective only."""
+    return type(tensor) is not Tensor and any(
+        placement.is_partial() for placement in getattr(tensor, "placements", ())
+    )
+
+
+def whole(tensor: Tensor) -> Tensor | None:
+    """All values of a tensor, as a plain one; None where this process does not hold them.
+
+    Never a collective. A value that is made of several tensors has none, as no one else knows how
+    they make one.
+    """
+    if type(tensor) is Tensor:
+        return tensor
+    if hasattr(tensor, "placements"):
+        same = all(placement.is_replicate() for placement in tensor.placements)
+        return local(tensor) if same else None
+    return None if hasattr(tensor, "__tensor_flatten__") else tensor.as_subclass(Tensor)
 
 
 def stored(tensor: Tensor) -> Tensor | None:
@@ -63,15 +85,3 @@ def stored(tensor: Tensor) -> Tensor | None:
     if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
         return tensor.values()
     return None
-
-
-def held(grad: Tensor | None) -> Tensor | None:
-    """The tensor that a backward adds into, whose version tells of changes.
-
-    A DTensor's own version stays when its local tensor is written, as FSDP2 does while it
-    accumulates.
-    """
-    if grad is None or type(grad) is Tensor:
-        return grad
-    inner = getattr(grad, "_local_tensor", None)
-    return inner if isinstance(inner, Tensor) else grad

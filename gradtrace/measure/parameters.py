@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from gradtrace.measure.blocks import SMALL, Blocks
 from gradtrace.measure.chunks import Accumulator, Scratch, is_measurable
-from gradtrace.measure.flat import local
+from gradtrace.measure.flat import is_partial, local
 from gradtrace.measure.foreach import read_foreach
 from gradtrace.measure.histograms import read_histograms
 from gradtrace.measure.reading import Reading
@@ -44,7 +46,7 @@ class Parameters:
     """
 
     def __init__(self, models: Mapping[str, nn.Module], sampling: Sampling) -> None:
-        self._models = models
+        self.models = models
         self._sampling = sampling
         self.names: tuple[str, ...] = ()
         self.tensors: list[nn.Parameter] = []
@@ -53,6 +55,8 @@ class Parameters:
         self.index: dict[int, int] = {}
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._scratch = Scratch()
+        self.partial: set[int] = set()
+        """Positions whose gradients were found to be summands of what the ranks hold together."""
         self.refresh()
 
     def refresh(self) -> bool:
@@ -66,7 +70,7 @@ class Parameters:
         at = {name: i for i, name in enumerate(names)}
         here: dict[int, int] = {}
         new = False
-        for prefix, model in self._models.items():
+        for prefix, model in self.models.items():
             for name, parameter in model.named_parameters():
                 full = qualified(prefix, name)
                 if id(parameter) in here or not self._sampling.selects(full):
@@ -98,9 +102,14 @@ class Parameters:
     def holds(self, parameters: Sequence[object], positions: Sequence[int | None]) -> bool:
         """Whether these very parameters stand at `positions`; None stands for a stranger."""
         tensors, index = self.tensors, self.index
-        return len(parameters) == len(positions) and all(
+        if len(parameters) != len(positions):
+            return False
+        if None not in positions:
+            places = cast("Sequence[int]", positions)
+            return all(map(is_, map(tensors.__getitem__, places), parameters))
+        return all(
             id(p) not in index if at is None else tensors[at] is p
-            for p, at in zip(parameters, positions)
+            for p, at in zip(parameters, positions, strict=True)
         )
 
     def positions(self, parameters: Iterable[object]) -> tuple[int, ...]:
@@ -111,18 +120,32 @@ class Parameters:
     def read_gradients(
         self, positions: Sequence[int], *, full: bool
     ) -> tuple[list[Reading], list[int]]:
-        """Starts measuring the gradients at `positions`; also returns those that have one."""
-        present, grads = [], []
+        """Starts measuring the gradients at `positions`; also returns those that have one.
+
+        One that is `partial` has no numbers, for only a collective could tell them.
+        """
+        pairs = self._gradients(positions)
+        readings = self.read([i for i, _ in pairs], [grad for _, grad in pairs], full=full)
+        if not self.partial:
+            return readings, [i for i, _ in pairs]
+        return readings, [i for i in positions if self.tensors[i].grad is not None]
+
+    def _gradients(self, positions: Iterable[int]) -> list[tuple[int, Tensor]]:
+        """Position and local tensor of the gradients that can be read."""
+        pairs = []
         for i in positions:
             grad = self.tensors[i].grad
-            if grad is not None:
-                present.append(i)
-                grads.append(local(grad))
-        return self.read(present, grads, full=full), present
+            if grad is None:
+                continue
+            if is_partial(grad):
+                self.partial.add(i)
+            else:
+                pairs.append((i, local(grad)))
+        return pairs
 
     def count_gradients(self, positions: Sequence[int]) -> list[Reading]:
         """Starts counting the values of the gradients at `positions` by size, see `histograms`."""
-        pairs = [(i, local(grad)) for i in positions if (grad := self.tensors[i].grad) is not None]
+        pairs = self._gradients(positions)
         if not pairs:
             return []
         present, grads = zip(*pairs, strict=True)
@@ -131,10 +154,11 @@ class Parameters:
 
     def copy_gradients(self, positions: Sequence[int]) -> list[Tensor | None]:
         """The gradients at `positions` as they are now; None where there is none to compare."""
+        found = dict(self._gradients(positions))
         with torch.no_grad():
             return [
-                local(grad).detach().clone()
-                if (grad := self.tensors[i].grad) is not None and grad.layout is torch.strided
+                grad.detach().clone()
+                if (grad := found.get(i)) is not None and grad.layout is torch.strided
                 else None
                 for i in positions
             ]

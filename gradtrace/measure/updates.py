@@ -24,14 +24,14 @@ class Snapshot:
         self._positions = [i for i in positions if parameters.tensors[i].layout is torch.strided]
         with torch.no_grad():
             self._copies: list[Tensor] = [
-                local(parameters.tensors[i].detach()).clone() for i in self._positions
+                local(parameters.tensors[i]).detach().clone() for i in self._positions
             ]
 
     def read(self) -> list[Reading]:
         """Starts measuring `after - before`; the snapshot is used up."""
         if not self._positions:
             return []
-        now = [local(self._parameters.tensors[i].detach()) for i in self._positions]
+        now = [local(self._parameters.tensors[i]).detach() for i in self._positions]
         with torch.no_grad():
             torch._foreach_sub_(self._copies, now)
         readings = self._parameters.read(self._positions, self._copies, full=False, norm_only=True)

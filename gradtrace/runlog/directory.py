@@ -34,7 +34,8 @@ def refuse_taken(directory: Path, name: str) -> None:
         raise ValueError(
             f"got run name {name!r}, which exists already in {str(directory)!r}; expected a new "
             "one, since runs are never overwritten: choose another name, or give none to have one "
-            "made"
+            "made; where processes of one training share a name, set up torch.distributed first, "
+            "so that each knows its rank"
         )
 
 

@@ -14,6 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from gradtrace.measure.flat import whole
+
 
 def check_models(model: Any) -> dict[str, nn.Module]:
     """Models by prefix; a single one has the prefix "".
@@ -185,7 +187,17 @@ def check_logged(values: Mapping[str, float | Tensor]) -> dict[str, float | Tens
                     f"log({name}=...) got a tensor of {value.dtype}; expected a real number: take "
                     "its .abs(), .real or .imag"
                 )
-            copies[name] = value.detach().clone()
+            detached = value.detach()
+            # A copy of a DTensor that is a summand would be a collective.
+            known = whole(detached if hasattr(detached, "placements") else detached.clone())
+            if known is None:
+                raise TypeError(
+                    f"log({name}=...) got a {type(value).__name__} of which this rank holds a part "
+                    f"({getattr(value, 'placements', 'several tensors')}); expected a value that "
+                    "is here: log its .full_tensor(), asked for on every rank, or the .to_local() "
+                    "of each"
+                )
+            copies[name] = known.clone()
             continue
         number = _number(value)
         if number is None:

@@ -49,8 +49,11 @@ def is_sharded(parameters: Parameters, models: Mapping[str, nn.Module]) -> bool:
 
 
 def new_run_name() -> str:
-    """Date, time and a short random suffix."""
-    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+    """Date, time and a short random suffix.
+
+    Of 1,000 ranks that start within a second two are named alike in one of two million starts.
+    """
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(5)
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -98,8 +98,11 @@ class Settings:
         checks.check_step_after(self.step_after, derived["models"])
         derived["targets"] = resolve_exporters(self.exporters)
         derived["folder"] = folder = checks.check_directory(self.directory)
-        derived["rank"], derived["world_size"] = rank, _ = rank_and_world()
+        derived["rank"], derived["world_size"] = rank, world = rank_and_world()
         name = new_run_name() if self.run is None else self.run
+        if world > 1 and self.run is not None:
+            # A name that only some ranks refuse would leave the others waiting for them.
+            check_run_name(f"{check_run_name(self.run)}.rank{world - 1}")
         if rank and self.run is not None:
             # Every rank writes a directory of its own.
             name = f"{self.run}.rank{rank}"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradtrace.measure.flat import whole
 from gradtrace.taps.patches import Function, Observers, Target, attribute
 
 _MOST_NODES = 1000
@@ -78,13 +79,13 @@ def loss_of(outputs: Sequence[Any], weights: Sequence[Any] = ()) -> Tensor | Non
     with torch.no_grad():
         loss: Tensor | None = None
         for place, output in enumerate(outputs):
-            value = _whole(output.detach())
+            value = whole(output.detach())
             if value is None:
                 return None
             value = value.reshape(())
             weight = weights[place] if place < len(weights) else None
             if isinstance(weight, Tensor):
-                known = _whole(weight.detach())
+                known = whole(weight.detach())
                 if known is None:
                     return None
                 value = value * known.reshape(())
@@ -117,13 +118,3 @@ def described(outputs: Sequence[Any]) -> str:
         return f"a {type(strange[0]).__name__}"
     shapes = ", ".join(str(tuple(one.shape)) for one in outputs[:3])
     return f"tensors of shape {shapes}" if len(outputs) > 1 else f"a tensor of shape {shapes}"
-
-
-def _whole(scalar: Tensor) -> Tensor | None:
-    """A scalar as a plain tensor; never a collective."""
-    if type(scalar) is Tensor:
-        return scalar
-    if hasattr(scalar, "placements"):  # a DTensor: the same on all ranks, or a part of a sum
-        same = all(placement.is_replicate() for placement in scalar.placements)
-        return scalar.to_local() if same else None  # type: ignore[attr-defined]
-    return None if hasattr(scalar, "__tensor_flatten__") else scalar.as_subclass(Tensor)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from gradtrace.measure.chunks import Accumulator, is_measurable
+from gradtrace.measure.flat import is_partial, local
 from gradtrace.taps.backward import in_backward
 
 _transform: Callable[[], Any] = getattr(
@@ -42,7 +43,8 @@ class ModuleStore(Protocol):
 class ModuleTap:
     """Watches the modules in `names` (by id), on the steps for which it is armed.
 
-    `guard` wraps the hooks' bodies. Rows are numbered in the order in which modules first run.
+    `guard` wraps the hooks' bodies, `note` is told what has no numbers. Rows are numbered in the
+    order in which modules first run.
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class ModuleTap:
         names: Mapping[int, str],
         store: ModuleStore,
         guard: Callable[[str, Callable[..., None]], Callable[..., None]],
+        note: Callable[[str, str], None] = lambda source, message: None,
     ) -> None:
         self._names = names
         self._store = store
+        self._note = note
         self._positions: dict[str, int] = {}
         self._forward: set[int] = set()
         self._recomputed: set[tuple[int, int]] = set()
@@ -103,6 +107,9 @@ class ModuleTap:
         """Has the global hook be there or not, as it should be."""
         with self._setting:
             wanted = self._armed and not self._compiled
+            # Other threads may be in a forward: torch copies the dict of hooks in one call before
+            # it runs any, so a hook that comes or goes disturbs no forward that returns. A stand-in
+            # as for the optimizers' hooks is not possible: the compiler asks for a dict here.
             if wanted and self._handle is None:
                 self._handle = register_module_forward_hook(self._hook)
             elif not wanted and self._handle is not None:
@@ -154,8 +161,14 @@ class ModuleTap:
                 last.listeners.append(position)
                 return
             store.add(position, tensor)
+        if is_partial(tensor):
+            self._note(
+                "activations",
+                f"the output of {name} is a summand, whose sum over ranks only a collective would "
+                "tell (a DTensor with a Partial placement): it has no numbers",
+            )
         listeners = [position]
-        self._last = _Last(weakref.ref(tensor), tensor._version, store, listeners)
+        self._last = _Last(weakref.ref(tensor), local(tensor)._version, store, listeners)
         if tensor.requires_grad:
             hook = tensor.register_hook(lambda gradient: self._gradient(listeners, gradient))
             if tensor.is_leaf:
@@ -177,7 +190,11 @@ class _Last:
     listeners: list[int]
 
     def is_same(self, tensor: Tensor, store: Accumulator) -> bool:
-        return self.store is store and self.tensor() is tensor and self.version == tensor._version
+        return (
+            self.store is store
+            and self.tensor() is tensor
+            and self.version == local(tensor)._version
+        )
 
 
 def module_names(

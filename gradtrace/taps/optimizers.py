@@ -1,19 +1,19 @@
-"""Optimizer steps, through torch's public global hooks."""
+"""Optimizer steps, through the lists of hooks that torch calls around every one."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim import optimizer as torch_optimizer
 
 from gradtrace.taps.backward import in_backward
+from gradtrace.taps.hooklists import HookList
+from gradtrace.taps.patches import Function, Observers, registry
 
 
 class StepObserver(Protocol):
@@ -27,28 +27,46 @@ class StepObserver(Protocol):
 
 
 def attach(observer: StepObserver) -> Callable[[], None]:
-    """Watches all optimizers, present and future; returns what ends that."""
+    """Watches all optimizers, present and future; returns what ends that, safe to call twice.
 
+    Any thread, at any time: no step under way is disturbed. Raises AttributeError where torch
+    differs.
+    """
+    with ExitStack() as stack:
+        for hooks, name in (
+            (_before, "_global_optimizer_pre_hooks"),
+            (_after, "_global_optimizer_post_hooks"),
+        ):
+            stack.callback(registry.attach(hooks.target(torch_optimizer, name), observer))
+        return stack.pop_all().close
+    raise AssertionError("unreachable")
+
+
+def _telling_before(observers: Observers) -> Function:
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling() and _outermost():
-            observer.before_step(optimizer, _has_closure(args, kwargs), in_backward())
+        watching = observers()
+        if watching and not torch.compiler.is_compiling() and _outermost():
+            closure, inside = _has_closure(args, kwargs), in_backward()
+            for observer in watching:
+                observer.before_step(optimizer, closure, inside)
 
+    return before
+
+
+def _telling_after(observers: Observers) -> Function:
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling() and _outermost():
-            observer.after_step(optimizer, _has_closure(args, kwargs), in_backward())
+        watching = observers()
+        if watching and not torch.compiler.is_compiling() and _outermost():
+            closure, inside = _has_closure(args, kwargs), in_backward()
+            for observer in watching:
+                observer.after_step(optimizer, closure, inside)
 
-    handles = [register_optimizer_step_pre_hook(before)]
-    try:
-        handles.append(register_optimizer_step_post_hook(after))
-    except BaseException:
-        handles[0].remove()
-        raise
+    return after
 
-    def detach() -> None:
-        for handle in handles:
-            handle.remove()
 
-    return detach
+_before = HookList(_telling_before)
+_after = HookList(_telling_after)
+"""Per process by nature: they stand in torch's module. One each for all time, see `HookList`."""
 
 
 def _outermost() -> bool:

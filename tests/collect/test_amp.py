@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from ranks import alone
 from torch import Tensor
 
 from gradtrace.collect import amp
@@ -91,3 +92,16 @@ def test_no_loss_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     results = [scaled(losses, torch.tensor(float(k)), by) for k in range(9)]
     assert len(losses._scaled) == 4
     assert told(losses.loss((results[-1],), ())) == (8.0, 8.0)
+
+
+@pytest.mark.parametrize("placement", ["replicate", "partial"])
+def test_a_distributed_loss_is_known_where_it_lies(placement: str) -> None:
+    """A summand of it is no loss, and is not copied, which would sum it up over the ranks."""
+    losses, by = LossScales(), scaler()
+    with alone() as make:
+        raw = make(torch.tensor(3.0), placement)
+        result = make(torch.tensor(24.0), placement)
+        losses.scaled(raw, result, by)
+        by.scale(torch.ones(()))
+        expected = 3.0 if placement == "replicate" else None
+        assert told(losses.loss((result,), ())) == (expected, 8.0)

@@ -6,10 +6,13 @@ import gc
 import random
 import weakref
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
+from ranks import alone
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from gradtrace.collect import ledger as module
 from gradtrace.collect.ledger import Changes, Ledger
@@ -308,3 +311,24 @@ def test_a_sum_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         backward(model, ledger, number)
     assert ledger.overflown and len(ledger._sums) == 5
     assert [part.number for part in ledger.use([0, 1])] == [25, 26, 27, 28, 29]
+
+
+@pytest.mark.parametrize("synced", [(True, True, True), (False, False, True), (True, False, True)])
+def test_what_is_accumulated_in_shards_is_one_sum(synced: tuple[bool, ...]) -> None:
+    """Whether FSDP2 adds into a DTensor's local tensor or holds gradients back, and then reduces.
+
+    No backward is another model's, no gradient seems to be changed or thrown away by the loop.
+    """
+    with alone():
+        model: Any = fully_shard(nn.Linear(2, 2))
+        ledger = Ledger(Parameters({"": model}, Sampling()))
+        for number, sync in enumerate(synced):
+            model.set_requires_gradient_sync(sync)
+            assert ledger.settle() == Changes()
+            model(torch.ones(1, 2)).sum().backward()
+            assert ledger.written(Part(number, None)) == [0, 1]
+            assert ledger.glance([0, 1])[2] == []
+        assert ledger.settle() == Changes() and not ledger.made([0, 1])
+        assert [part.number for part in ledger.use([0, 1])] == [0, 1, 2]
+        model.zero_grad()
+        assert ledger.settle() == Changes() and not ledger.alive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import ExitStack
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from places import patched_places
+from ranks import alone
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader, TensorDataset
@@ -315,3 +317,18 @@ def test_an_error_of_the_collector_stops_at_the_guard(internal_errors: list[Exce
         watching.optimizer.step()
     assert watching.heard.names() == ["before step", "after step"]
     assert [str(error) for error in internal_errors] == ["on purpose"]
+
+
+@pytest.mark.parametrize("placement", ["replicate", "partial"])
+def test_a_total_norm_is_told_where_it_is_known(placement: str) -> None:
+    """A summand of it is no norm, and asking for the sum would be a collective."""
+    with ExitStack() as stack:
+        make = stack.enter_context(alone())
+        watching = Watching(stack)
+        watching.loss().backward()
+        norm = make(torch.tensor(2.0), placement)
+        watching.observer._after_norm_clip((0,), make(torch.tensor(0.5), placement), norm, 2.0)
+    [_, (_, (_, threshold, told, _))] = watching.heard.calls[-2:]
+    assert (told is None) == (placement == "partial")
+    assert told in (None, 2.0)
+    assert math.isnan(threshold) if placement == "partial" else float(threshold.tensor) == 0.5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gradients import CASES, any_tensor, noise
+from ranks import alone
 from torch import Tensor, nn
 from truth import compare, rows_of, statistics_of
 
@@ -194,3 +195,24 @@ def test_real_and_complex_numbers_can_be_measured() -> None:
     assert is_measurable(nn.Parameter(torch.zeros(2)))
     for value in (torch.zeros(2, dtype=torch.long), torch.zeros(2) > 0, 1.0, None, [1.0]):
         assert not is_measurable(value)
+
+
+def test_a_summand_has_a_row_without_numbers() -> None:
+    """Only a collective could tell them; a shard has those of what lies here."""
+    accumulator = Accumulator(Scratch())
+    here = noise(2, 3)
+    with alone() as make, torch.no_grad():
+        assert accumulator.add(0, make(here, "partial"))
+        assert accumulator.add(1, make(here, "shard"))
+        rows = rows_of([accumulator.reading()])
+    assert np.isnan(statistics(rows[0][None], with_range=True)).all()
+    compare(ACTIVATION_COLUMNS, statistics(rows[1][None], with_range=True)[0], here)
+
+
+def test_what_cannot_be_read_shares_no_numbers() -> None:
+    """Another name of it does not get those of the tensor before."""
+    accumulator = Accumulator(Scratch())
+    accumulator.add(0, noise(2))
+    assert not accumulator.add(1, noise(2, 2).to_mkldnn())
+    accumulator.again(2)
+    assert set(rows_of([accumulator.reading()])) == {0}

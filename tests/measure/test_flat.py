@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 import torch
 from gradients import any_tensor, laid_out, noise
+from ranks import alone
 from torch import Tensor, nn
 from truth import values_of
 
-from gradtrace.measure.flat import flatten, is_dense, local, stored
+from gradtrace.measure.flat import (
+    flatten,
+    is_dense,
+    is_partial,
+    local,
+    stored,
+    whole,
+)
 
 
 def offsets(tensor: Tensor) -> list[int]:
@@ -108,3 +116,17 @@ def test_what_cannot_be_read_is_none() -> None:
     )
     assert stored(away) is None
     assert stored(noise(2, 2).to_mkldnn()) is None
+
+
+def test_a_distributed_tensor_is_what_lies_here() -> None:
+    """Its local tensor itself; whole only where every rank holds all of it."""
+    here = noise(3)
+    with alone() as make, torch.enable_grad():
+        for placement in ("replicate", "shard", "partial"):
+            tensor = make(here, placement)
+            assert local(tensor) is tensor._local_tensor
+            assert local(tensor).grad_fn is None
+            assert (whole(tensor) is not None) == (placement == "replicate")
+            assert is_partial(tensor) == (placement == "partial")
+    assert whole(here) is here and not is_partial(here)
+    assert type(whole(nn.Parameter(here))) is Tensor

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from gradients import NAN, any_tensor, noise
+from ranks import alone
 from readings import decoded
 from torch import Tensor, nn
 from truth import compare, rows_of
@@ -253,3 +254,21 @@ def test_an_accumulator_shares_the_working_memory() -> None:
         other.add(1, noise(300).bfloat16())
     assert list(rows_of([one.reading()])) == [0] and list(rows_of([other.reading()])) == [1]
     assert one._scratch is other._scratch is found._scratch
+
+
+def test_gradients_that_are_summands_are_left_out() -> None:
+    """They have no numbers, no histogram and no copy, and are told apart; the others have all."""
+    model = nn.Linear(2, 2)
+    found = of(model)
+    with alone() as make:
+        weight, bias = make(noise(2, 2), "shard"), make(noise(2), "replicate")
+        model.weight, model.bias = nn.Parameter(weight), nn.Parameter(bias)
+        found.refresh()
+        model.weight.grad = make(noise(2, 2), "shard")
+        model.bias.grad = make(noise(2), "partial")
+        readings, present = found.read_gradients((0, 1), full=True)
+        assert present == [0, 1] and set(rows_of(readings)) == {0} and found.partial == {1}
+        [counted] = found.count_gradients((0, 1))
+        assert decoded(counted)[0].tolist() == [0]
+        first, second = found.copy_gradients((0, 1))
+        assert type(first) is Tensor and second is None

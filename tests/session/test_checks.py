@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import alone
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -136,3 +137,19 @@ def test_a_directory_is_a_path_of_any_kind(tmp_path: Path) -> None:
         checks.check_directory(tmp_path / "file")
     with pytest.raises(TypeError, match=r"directory is b'runs'; expected the path"):
         checks.check_directory(b"runs")
+
+
+def test_of_a_distributed_value_the_local_one_is_logged() -> None:
+    """Where every rank holds it; a part or a summand is refused at the call, and no step lost."""
+    with alone() as make:
+        same = checks.check_logged({"x": make(torch.tensor(2.0), "replicate")})["x"]
+        assert type(same) is torch.Tensor and float(same) == 2.0
+        model = nn.Linear(1, 1)
+        with gradtrace(model, directory=None) as trace:
+            for placement, value in (("partial", torch.tensor(2.0)), ("shard", torch.ones(1))):
+                with pytest.raises(TypeError, match=r"holds a part .*full_tensor\(\)"):
+                    trace.log(x=make(value, placement))
+            trace.log(y=make(torch.tensor(3.0), "replicate"))
+            model(torch.ones(1, 1)).sum().backward()
+            torch.optim.SGD(model.parameters()).step()
+    assert [dict(step.logged) for step in trace.steps] == [{"y": 3.0}]

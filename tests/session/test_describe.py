@@ -61,8 +61,8 @@ def test_what_a_wrapper_shards_is_known() -> None:
 
 def test_run_names_are_dates_that_differ() -> None:
     """Sorted by name runs are sorted by time, and two of one second differ."""
-    names = {new_run_name() for _ in range(20)}
-    assert len(names) > 1 and all(re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", n) for n in names)
+    names = {new_run_name() for _ in range(1000)}
+    assert len(names) == 1000 and all(re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{10}", n) for n in names)
 
 
 @pytest.mark.parametrize(

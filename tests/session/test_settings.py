@@ -288,7 +288,7 @@ def test_what_follows_from_the_arguments() -> None:
     settings = Settings(MODEL, loader=loader, exporters=[exporter], on_spike=print, directory="d")
     assert settings.models == {"": MODEL} and settings.loaders == [loader]
     assert settings.targets == [exporter] and settings.callbacks == (print,)
-    assert settings.folder == Path("d") and re.match(r"\d{8}-\d{6}-[0-9a-f]{4}$", settings.name)
+    assert settings.folder == Path("d") and re.match(r"\d{8}-\d{6}-[0-9a-f]{10}$", settings.name)
     assert (settings.rank, settings.world_size) == (0, 1)
     several = Settings({"a": MODEL}, directory=None, run="mine")
     assert several.models == {"a": MODEL} and several.folder is None and several.name == "mine"
@@ -302,6 +302,16 @@ def test_every_rank_has_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("RANK", rank)
         assert Settings(MODEL, run="r", directory=None).name == name
     assert "rank" not in Settings(MODEL, directory=None).name
+
+
+def test_ranks_agree_about_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is too long for the last rank is refused by the first one, too."""
+    monkeypatch.setenv("WORLD_SIZE", "1000")
+    for rank in ("0", "7", "999"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(ValueError, match="at most 200"):
+            Settings(MODEL, run="r" * 193, directory=None)
+        assert Settings(MODEL, run="r" * 192, directory=None).name.startswith("r" * 192)
 
 
 def test_settings_do_not_change() -> None:

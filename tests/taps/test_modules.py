@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import alone
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -269,3 +270,26 @@ def test_a_packed_sequence_has_its_values_as_output() -> None:
     packed = pack_padded_sequence(torch.randn(2, 3, 4), torch.tensor([3, 1]), batch_first=True)
     output, _ = nn.LSTM(4, 5, batch_first=True)(packed)
     assert main_tensor(output) is output.data
+
+
+class Summing(nn.Module):
+    """Its output is a summand."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+def test_an_output_that_is_a_summand_is_noted() -> None:
+    """It has a row without numbers."""
+    model = nn.Sequential(nn.Identity(), Summing())
+    store, notes = Store(), []
+    names = module_names({"": model}, lambda prefix, name: name, lambda name: True)
+    found = ModuleTap(names, store, unguarded, lambda source, text: notes.append((source, text)))
+    with alone() as make:
+        found.arm(True)
+        model(make(torch.ones(2, 3), "partial"))
+        found.disarm()
+    rows = rows_of([store.activations.reading()])
+    assert len(rows) == 2
+    assert all(statistics(row[None])[0][0] != statistics(row[None])[0][0] for row in rows.values())
+    assert notes and all(source == "activations" and "summand" in text for source, text in notes)

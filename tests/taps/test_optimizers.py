@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
-from gradtrace.taps import optimizers
 from gradtrace.taps.optimizers import attach
 
 
@@ -161,13 +166,69 @@ def test_two_observers_come_and_go(watching: Watching) -> None:
 
 
 def test_half_an_attachment_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the second hook cannot be registered the first one goes, and the error comes out."""
-    before = hooks()
-
-    def refuse(hook: Callable[..., None]) -> Any:
-        raise RuntimeError("no more hooks")
-
-    monkeypatch.setattr(optimizers, "register_optimizer_step_post_hook", refuse)
-    with pytest.raises(RuntimeError, match="no more hooks"):
+    """Where torch has no list of hooks after a step the one before is put back, and it is told."""
+    place, before = vars(torch_optimizer), torch_optimizer._global_optimizer_pre_hooks
+    monkeypatch.delitem(place, "_global_optimizer_post_hooks")
+    with pytest.raises(AttributeError, match="no dict of hooks _global_optimizer_post_hooks"):
         attach(Watching())
-    assert hooks() == before
+    assert torch_optimizer._global_optimizer_pre_hooks is before
+
+
+def coming_and_going() -> None:
+    """Observers that come and go in another thread, by the time this returns."""
+
+    def come_and_go() -> None:
+        first = attach(Watching())
+        attach(Watching())()
+        first()
+        attach(Watching())()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    thread.join()
+
+
+REGISTER: dict[str, Callable[[Any, Any], Any]] = {
+    "before, all": lambda optimizer, hook: register_optimizer_step_pre_hook(hook),
+    "after, all": lambda optimizer, hook: register_optimizer_step_post_hook(hook),
+    "before, one": lambda optimizer, hook: optimizer.register_step_pre_hook(hook),
+    "after, one": lambda optimizer, hook: optimizer.register_step_post_hook(hook),
+}
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("where", REGISTER)
+def test_others_may_come_and_go_during_a_step(where: str, watched: bool) -> None:
+    """A step that is inside one of its hooks meanwhile returns, whether it is watched or not."""
+    observer = Watching()
+    detach = attach(observer) if watched else None
+    optimizer = torch.optim.SGD([observer.parameter], lr=0.25)
+    calls: list[str] = []
+
+    def hook(*_: Any) -> None:
+        calls.append("hook")
+        coming_and_going()
+
+    # An iteration is broken only where more is to come: so another hook follows.
+    handles = [REGISTER[where](optimizer, one) for one in (hook, lambda *_: calls.append("next"))]
+    try:
+        optimizer.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+        if detach is not None:
+            detach()
+    assert calls == ["hook", "next"] and float(observer.parameter.detach()) == 0.75
+    assert [when for when, *_ in observer.told] == ["before", "after"] * watched
+    assert type(torch_optimizer._global_optimizer_pre_hooks) is OrderedDict
+    assert type(torch_optimizer._global_optimizer_post_hooks) is OrderedDict
+
+
+def test_an_observer_that_leaves_during_a_step_hears_no_more_of_it() -> None:
+    """The step goes on; so nothing is told to a trace that has been closed meanwhile."""
+    observer = Watching()
+    detach = attach(observer)
+    optimizer = torch.optim.SGD([observer.parameter], lr=0.25)
+    optimizer.register_step_pre_hook(lambda *_: detach())
+    optimizer.step()
+    assert [when for when, *_ in observer.told] == ["before"]
