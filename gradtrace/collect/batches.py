@@ -76,13 +76,14 @@ class Stream:
     def take(self, note: Note) -> list[Batch]:
         """What the backward that has just ended was computed from."""
         rhythm, waiting, fresh = self.rhythm, len(self.held), self.fresh
-        self.fresh = 0
+        # Of several fetched ahead, nothing tells after the end when the next one's turn is.
+        self.fresh = int(self.ended and rhythm.ahead > 1 and waiting > 1)
         if rhythm.by_hand or rhythm.lost or not waiting:
             return []
+        if not fresh:
+            return []  # one more backward of what an earlier one has taken
         if rhythm.each is None:
             return self._find_rhythm(waiting, fresh, note)
-        if not fresh and not rhythm.ahead:
-            return []
         expected = rhythm.each + rhythm.ahead
         if waiting <= expected:
             return self._first(rhythm.each if rhythm.ahead else waiting)
@@ -95,6 +96,14 @@ class Stream:
             return self._first(1)
         self._give_up(note, waiting, expected)
         return []
+
+    def passed(self) -> list[Batch]:
+        """What the loop has got since the last take, without what it has only fetched ahead."""
+        ahead = self.rhythm.ahead
+        waiting = len(self.held)
+        count = min(1, waiting) if ahead and self.ended else max(0, waiting - ahead)
+        self.fresh = 0
+        return [self.held.popleft().batch for _ in range(count)]
 
     def _find_rhythm(self, waiting: int, fresh: int, note: Note) -> list[Batch]:
         rhythm = self.rhythm
@@ -110,7 +119,8 @@ class Stream:
                 "(trace.take(loader) says which)",
             )
             return []
-        if fresh == rhythm.unclear:
+        before = list(self.held)[:-fresh] if fresh else []
+        if fresh == rhythm.unclear and not any(one.alive for one in before):
             rhythm.each = fresh
             while len(self.held) > fresh:
                 self.held.popleft()
@@ -136,7 +146,8 @@ class Stream:
         return [self.held.popleft().batch for _ in range(min(count, len(self.held)))]
 
     def _give_up(self, note: Note, waiting: int, expected: int) -> None:
-        self.held.clear()
+        while len(self.held) > self.rhythm.ahead:
+            self.held.popleft()
         note(
             "batches",
             f"{waiting} batches were waiting at a backward where {expected} are usual: which of "
@@ -243,6 +254,8 @@ class Batches:
     def ended(self, stream: Stream) -> None:
         """The iteration is over; what a loop has fetched ahead may still be taken."""
         stream.ended = True
+        # The loop asked for one more, and goes on with what it had fetched before.
+        stream.fresh += bool(stream.held and stream.rhythm.ahead)
 
     @property
     def waiting(self) -> bool:
@@ -260,9 +273,7 @@ class Batches:
         if everything:
             taken += idle
             for stream in self._streams:
-                taken += [one.batch for one in stream.held]
-                stream.held.clear()
-                stream.fresh = 0
+                taken += stream.passed()
             return tuple(sorted(taken, key=lambda batch: batch.ordinal))
         for stream in self._streams:
             some = stream.take(self._note)

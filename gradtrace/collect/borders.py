@@ -103,13 +103,22 @@ class Borders:
         if not self.pieces:
             return
         shared = {part.number for part in self._ledger.parts(positions)}
-        last = self.pieces[-1].step
-        if not self.by_hand and self._rounds.over(optimizer, self.pieces):
+        piece = self.pieces[-1]
+        last = piece.step
+        same = any(part.number in shared for part in last.parts)  # gradients of the same backward
+        over = not self.by_hand and self._rounds.over(optimizer, self.pieces, positions)
+        if over and same and not piece.has(optimizer):
+            # The round ended before that backward.
+            self.pieces.pop()
+            self.close(optimizer)
+            self.pieces.append(piece)
+            over = False
+        if over:
             self.close(optimizer)
             self._own = self._schedule.due(self._schedule.step)
             self.open.narrow(self._own)
-        elif shared and any(part.number in shared for part in last.parts):
-            last.absorb(self.open)  # gradients of the same backward
+        elif same:
+            last.absorb(self.open)
             self.open = last
             self._own = self.pieces.pop().own
             self._forgotten.clear()

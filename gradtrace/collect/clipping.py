@@ -90,7 +90,7 @@ class Clipping:
             if self._before_values is not None:
                 cosine = self._parameters.cosine(call.positions, self._before_values)
                 call.cosine = None if cosine is None else Pending(cosine)
-                self._before_values = None
+        self._before_values = None
         self._put(step, call)
         self._clipped.update(call.positions)
         self._ledger.known(call.positions)

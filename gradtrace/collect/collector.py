@@ -332,9 +332,14 @@ class Collector:
     def mark(self) -> None:
         """The user closes a step by hand; nothing happens when nothing happened."""
         open_, everything = self.open, range(len(self._parameters.tensors))
+        # What was delivered or clipped after an optimizer's step makes no other step.
+        before = bool(self.borders.pieces) or (self._schedule.step > 0 and not self.by_hand)
+        new = open_.stepped or open_.parts or open_.logged or self._ledger.alive
+        again = before and not new
         self.by_hand = self.borders.by_hand = True
         self._logged.of(open_)
-        if open_ or open_.logged or self._ledger.alive or self._batches.waiting:
+        happened = open_ or open_.logged or self._ledger.alive or self._batches.waiting
+        if happened and not again:
             if not open_.stepped:
                 if open_.due.gradients and not any(t == "gradients" for t, _ in open_.tables):
                     self._read(everything)

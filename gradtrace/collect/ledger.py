@@ -53,6 +53,10 @@ class Changes:
     """Backwards of which no gradient is left and none was used."""
     changed: list[int] = field(default_factory=list)
     """Positions whose gradients were changed or replaced by the loop's own code."""
+    replaced: list[int] = field(default_factory=list)
+    """Positions whose parameters are others now: what was known of their gradients is void."""
+    cleared: list[int] = field(default_factory=list)
+    """Positions whose gradients had been used, and are gone."""
 
 
 class Ledger:
@@ -98,6 +102,7 @@ class Ledger:
                 if account is not None:
                     self._drop(i, account, self._changes)
             self.known(replaced)
+            self._changes.replaced += sorted(replaced)
             self._parameters.replaced = set()
 
     def zeroed(self, positions: Iterable[int]) -> None:
@@ -162,6 +167,8 @@ class Ledger:
         if not account.used:
             self._unused -= 1
             changes.dropped.append(position)
+        else:
+            changes.cleared.append(position)
         if not account.holders:
             changes.lost += [part for part in self._let_go(account) if not part.used]
 

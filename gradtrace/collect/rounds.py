@@ -47,9 +47,15 @@ class Rounds:
         # Whether optimizers make rounds together or phases one by one; None until that was seen.
         self._together: bool | None = None
 
-    def over(self, optimizer: Optimizer, pieces: Sequence[Piece]) -> bool:
-        """Whether the round of these pieces is over, now that this optimizer is about to step."""
-        return self._after is None and any(piece.has(optimizer) for piece in pieces)
+    def over(self, optimizer: Optimizer, pieces: Sequence[Piece], positions: Sequence[int]) -> bool:
+        """Whether the round of these pieces is over, now that this optimizer is about to step.
+
+        It is, too, when all of the optimizer's parameters, at `positions`, have been moved by
+        another one: the two take turns, or one has come in the other's place.
+        """
+        return self._after is None and any(
+            piece.has(optimizer) or piece.step.used.issuperset(positions) for piece in pieces
+        )
 
     def complete(self, pieces: Sequence[Piece], moved_all: Callable[[], bool]) -> bool:
         """Whether nothing more is expected to join these pieces."""
@@ -83,11 +89,12 @@ class Rounds:
             for piece in pieces:
                 piece.step.narrow(piece.own)
             return [piece.step for piece in pieces]
-        used = set().union(*(piece.step.used for piece in pieces))
-        for piece in pieces if len(pieces) > 1 else ():
-            # A backward may have written gradients that are another piece's to use; what a piece
-            # has used itself it keeps.
-            piece.step.forget(used)
+        for k, piece in enumerate(pieces):
+            # A backward may have written gradients that are another piece's to use, and was read
+            # there; what a piece has used itself it keeps.
+            before = (one.step.used for one in pieces[:k])
+            after = (one.step.used & one.step.measured for one in pieces[k + 1 :])
+            piece.step.forget(set().union(*before, *after))
         first = pieces[0].step
         first.narrow(pieces[0].own)
         for piece in pieces[1:]:

@@ -14,6 +14,9 @@ from gradtrace.measure.gradients import GradientReader
 from gradtrace.measure.parameters import Parameters
 from gradtrace.measure.reading import Pending
 
+_MOST_USUAL = 64
+"""Sets of gradients that backwards have written; a loop that writes others looks each time."""
+
 
 class Uses:
     """Keeps ledger, readings and clips in agreement, and the open step with them.
@@ -42,6 +45,7 @@ class Uses:
         self._backwards = 0
         # By the place of a piece in its step: how many backwards led to it the last time.
         self._usual: dict[int, int] = {}
+        self._written: set[tuple[int, ...]] = set()
         self.in_closure = False
         """Whether an optimizer evaluates a closure."""
 
@@ -79,6 +83,13 @@ class Uses:
         if changes.changed:
             self._reader.stale(changes.changed)
             self._clipping.unclipped(changes.changed)
+        if not self._borders.open.measured.isdisjoint(changes.cleared):
+            # Somebody clipped what had been used, and was read for that.
+            self._borders.open.forget(changes.cleared)
+            self._reader.gone(changes.cleared)
+        if changes.replaced:
+            self._reader.gone(changes.replaced)
+            self._clipping.unclipped(changes.replaced)
         if changes.dropped:
             self._drop(changes.dropped, changes.lost)
             self._reader.gone(changes.dropped)
@@ -117,8 +128,16 @@ class Uses:
     def written(self, part: Part) -> list[int]:
         """The positions of the gradients that a backward has written; none for another model's."""
         written = self._ledger.written(part)
-        if not written and self._parameters.refresh():
-            written = self._ledger.found(part)  # they were replaced by new ones
+        # Some that are usually written were not: they may have been replaced by new ones.
+        key = tuple(written)
+        if key and key in self._written:
+            return written
+        if self._parameters.refresh():
+            written += self._ledger.found(part)
+            self.grow()  # before the new ones are read
+            return written
+        if len(self._written) < _MOST_USUAL:
+            self._written.add(key)
         return written
 
     def backward(self, written: Sequence[int]) -> list[Batch]:

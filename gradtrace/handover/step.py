@@ -135,6 +135,8 @@ class Step:
     remarks: set[str] = field(default_factory=set)
     used: set[int] = field(default_factory=set)
     """Positions whose gradients its optimizers have used."""
+    measured: set[int] = field(default_factory=set)
+    """Positions whose gradients were read in it."""
     stepped: list[Any] = field(default_factory=list)
     """Weak references to the optimizers that have stepped."""
     lost: list[Lost] = field(default_factory=list)
@@ -168,6 +170,7 @@ class Step:
         """
         self.tables.append(("gradients", readings))
         self.covered.append((readings, frozenset(positions)))
+        self.measured.update(positions)
         if len(self.tables) <= self.crowded:
             return
         known = {id(one): at for one, at in self.covered}
@@ -224,6 +227,7 @@ class Step:
             lost.tables = []
         self.clips, self.histograms, self.void, self.remarks = [], [], [], set()
         self.covered = []
+        self.measured = set()
         self.unread = False
         return lost
 
@@ -260,6 +264,7 @@ class Step:
         self.remarks |= later.remarks
         self.stepped += later.stepped
         self.used |= later.used
+        self.measured |= later.measured
         self.lost += later.lost
         self.ended = max(self.ended, later.ended)
 

@@ -172,11 +172,31 @@ def test_a_loop_that_fetches_ahead() -> None:
     held = Held()
     stream = held.batches.begin([])
     found = []
-    for count in (2, 1, 1, 0):
+    for count in (2, 1, 1):
         held.keep(stream, count)
         found.append(held.take())
+    held.batches.ended(stream)
+    found.append(held.take())
     assert found == [[], [1], [2], [3]] and len(held.notes) == 1
     assert held.take() == []
+
+
+def test_a_second_backward_takes_nothing_of_what_was_fetched_ahead() -> None:
+    """What waits for the next backward is not taken by one more of the batch before."""
+    held = Held()
+    stream = held.batches.begin([])
+    for count, expected in ((2, []), (1, [1]), (0, []), (1, [2]), (0, [])):
+        held.keep(stream, count)
+        assert held.take() == expected
+
+
+def test_what_was_fetched_ahead_outlives_what_cannot_be_told() -> None:
+    """Where too many wait, the newest is still the next one's."""
+    held = Held()
+    stream = held.batches.begin([])
+    for count, expected in ((2, []), (1, [1]), (2, []), (1, [4])):
+        held.keep(stream, count)
+        assert held.take() == expected
 
 
 def test_a_rhythm_lasts_for_all_iterations() -> None:

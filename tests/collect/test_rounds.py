@@ -35,7 +35,7 @@ class Loop:
 
     def use(self, *optimizers: Optimizer) -> None:
         """One or several use the gradients of one backward."""
-        if any(self.rounds.over(one, self.pieces) for one in optimizers):
+        if any(self.rounds.over(one, self.pieces, [0]) for one in optimizers):
             self.close(optimizers[0])
         step = Step(DUE)
         step.stepped = [weakref.ref(optimizer) for optimizer in optimizers]
@@ -171,3 +171,15 @@ def test_a_piece_knows_who_stepped_in_it() -> None:
     del a
     gc.collect()
     assert not piece.has(b)
+
+
+def test_who_moves_the_same_parameters_is_of_another_step() -> None:
+    """An optimizer whose parameters another one has just moved begins a step; one that has more of
+    its own may be of the same round.
+    """
+    first, second = some(2)
+    piece = Piece(Step(DUE, used={0, 1}), DUE)
+    piece.step.stepped = [weakref.ref(first)]
+    rounds = Rounds()
+    assert rounds.over(second, [piece], [0, 1]) and not rounds.over(second, [piece], [1, 2])
+    assert not Rounds(first).over(second, [piece], [0, 1])

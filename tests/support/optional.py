@@ -23,6 +23,7 @@ OPTIONAL = (
     "cryptography",
     "google_crc32c",
     "grafana_foundation_sdk",
+    "hypothesis",
     "matplotlib",
     "mlflow",
     "opentelemetry",

@@ -13,6 +13,7 @@ from zoo import (
     changed,
     dropped,
     failing,
+    feeding,
     loaders,
     ordinary,
     others,
@@ -21,6 +22,7 @@ from zoo import (
     stepping,
     surrogates,
     tensors,
+    unusual,
 )
 from zoo.tracing import Tracer
 from zoo.truth import Truth
@@ -40,7 +42,7 @@ KINDS = (
         stepping,
         byhand,
     ),
-    *(replaced, loaders, beside, tensors, others),
+    *(replaced, loaders, beside, tensors, others, feeding, unusual),
 )
 
 LOOPS: dict[str, Loop] = dict(product.LOOPS) | {
