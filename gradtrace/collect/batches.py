@@ -84,7 +84,9 @@ class Stream:
             return []  # one more backward of what an earlier one has taken
         if rhythm.each is None:
             return self._find_rhythm(waiting, fresh, note)
-        expected = rhythm.each + rhythm.ahead
+        # At the end of an iteration nothing is fetched ahead any more.
+        ending = self.ended and rhythm.ahead > 0
+        expected = max(rhythm.each, rhythm.ahead) if ending else rhythm.each + rhythm.ahead
         if waiting <= expected:
             return self._first(rhythm.each if rhythm.ahead else waiting)
         steady = rhythm.takes >= STEADY and rhythm.each == 1 and not rhythm.ahead

@@ -115,6 +115,7 @@ class Ledger:
         grads = self._grads()
         if not self._unused and all_absent(grads):
             # After a step and its `zero_grad`: nothing is left of anything.
+            changes.cleared += [i for i, a in enumerate(self._accounts) if a is not None]
             self._accounts = [None] * len(grads)
             self._sums.clear()
             self._made.clear()

@@ -331,4 +331,4 @@ def test_what_is_accumulated_in_shards_is_one_sum(synced: tuple[bool, ...]) -> N
         assert ledger.settle() == Changes() and not ledger.made([0, 1])
         assert [part.number for part in ledger.use([0, 1])] == [0, 1, 2]
         model.zero_grad()
-        assert ledger.settle() == Changes() and not ledger.alive
+        assert ledger.settle() == Changes(cleared=[0, 1]) and not ledger.alive

@@ -67,7 +67,7 @@ def test_a_loader_of_graphs(plan: str) -> None:
     make = importlib.import_module("torch_geometric.loader").DataLoader
     samples = Samples(24)
     graphs = [
-        data.Data(x=x[None], y=y[None], index=index)
+        data.Data(x=x[None], y=y[None], sample=index)
         for index, x, y in (samples[k] for k in range(24))
     ]
     truth, tracer = Truth(), Tracer(plan)
@@ -75,7 +75,7 @@ def test_a_loader_of_graphs(plan: str) -> None:
     with forced(plan), tracer(run.model, loader=loader):
         for epoch in range(2):
             for k, batch in enumerate(loader):
-                run.step(batch.x, batch.y, (epoch, k, ids(batch.number)))
+                run.step(batch.x, batch.y, (epoch, k, ids(batch.sample)))
     assert differences(truth, Seen.of(tracer.traces[0])) == []
 
 
