@@ -128,7 +128,7 @@ class Borders:
         self._outputs.put_into(self.open)
         self.pieces.append(Piece(self.open, self._own))
         if complete is None:
-            complete = self._rounds.complete(self.pieces, self._moved_all)
+            complete = not self.by_hand and self._rounds.complete(self.pieces, self._moved_all)
         if len(self.pieces) >= MOST and not complete:
             complete = True
             self._note(

@@ -221,7 +221,7 @@ class Collector:
         self._moved_in_backward = []
         part.used = True
         self.open.parts.append(part)
-        self._end_piece()
+        self.borders.end()
 
     # -- clipping ---
 
@@ -279,7 +279,7 @@ class Collector:
             self.borders.join(optimizer, positions)
             self.open.skipped = True
             self._stepped(optimizer, positions)
-            self._end_piece()
+            self.borders.end()
 
     # -- optimizer steps ---
 
@@ -327,15 +327,14 @@ class Collector:
         if in_backward:
             self._moved_in_backward += positions
         else:
-            self._end_piece()
+            self.borders.end()
 
     def mark(self) -> None:
         """The user closes a step by hand; nothing happens when nothing happened."""
         open_, everything = self.open, range(len(self._parameters.tensors))
         # What was delivered or clipped after an optimizer's step makes no other step.
         before = bool(self.borders.pieces) or (self._schedule.step > 0 and not self.by_hand)
-        new = open_.stepped or open_.parts or open_.logged or self._ledger.alive
-        again = before and not new
+        again = before and not (open_.stepped or open_.parts or open_.logged or self._ledger.alive)
         self.by_hand = self.borders.by_hand = True
         self._logged.of(open_)
         happened = open_ or open_.logged or self._ledger.alive or self._batches.waiting
@@ -386,9 +385,6 @@ class Collector:
         silent = in_backward or self.by_hand or self.open.parts or self.open.skipped
         if not (led or silent):
             self._losses.none()
-
-    def _end_piece(self) -> None:
-        self.borders.end(complete=False if self.by_hand else None)
 
     def moved_unseen(self) -> bool:
         """Whether parameters have moved since the start without anything that moves them."""
