@@ -11,11 +11,13 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as torch_dataloader
 
@@ -51,6 +53,9 @@ class _State:
     inside: bool = False
 
 
+_MOST_AHEAD = 64
+"""Batches of a loader that an iterable made of it may hold back."""
+
 _states: weakref.WeakKeyDictionary[Any, _State] = weakref.WeakKeyDictionary()
 """Per process by nature: iterators are torch's, and hold nothing of ours."""
 
@@ -65,12 +70,85 @@ def attach(observer: LoaderObserver) -> Callable[[], None]:
 
 
 def watched(iterable: Iterable[Any], observer: LoaderObserver) -> Iterator[Any]:
-    """Any iterable's items, each reported as it is delivered."""
+    """Any iterable's items, each reported as it is delivered.
+
+    Where it is made of a DataLoader's batches they are delivered once, by this iterable; those that
+    it passes on as they are keep their indices.
+    """
     stream = observer.begins(iterable)
-    for data in iterable:
-        observer.delivered(stream, None, data)
+    inner = _Inner(observer)
+    with inner:
+        iterator = iter(iterable)
+    while True:
+        try:
+            with inner:
+                data = next(iterator)
+        except StopIteration:
+            break
+        observer.delivered(stream, inner.indices(data), data)
         yield data
     observer.ended(stream)
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.inner: list[_Inner] = []
+
+
+_stack = _Stack()
+"""The watched iterables that are asked for an item in this thread, innermost last."""
+
+
+class _Inner:
+    """What loaders deliver while an iterable that is watched is asked for its next item."""
+
+    def __init__(self, observer: LoaderObserver) -> None:
+        self.observer = observer
+        self._last: tuple[Any, Any] = (None, None)
+        self._known: deque[tuple[weakref.ref[Tensor], Any]] = deque(maxlen=_MOST_AHEAD)
+
+    def __enter__(self) -> None:
+        self._last = (None, None)
+        _stack.inner.append(self)
+
+    def __exit__(self, *error: object) -> None:
+        _stack.inner.pop()
+
+    def add(self, data: Any, indices: Any) -> None:
+        """A loader has delivered this batch."""
+        self._last = (data, indices)
+        tensor = _tensor(data)
+        if tensor is not None:
+            self._known.append((weakref.ref(tensor), indices))
+
+    def indices(self, data: Any) -> Any:
+        """Those of a batch that is passed on as a loader has delivered it; None for any other."""
+        last, indices = self._last
+        self._last = (None, None)
+        if last is not None and last is data:
+            return indices
+        tensor = _tensor(data)
+        if tensor is not None:
+            for ref, indices in self._known:
+                if ref() is tensor:
+                    return indices
+        return None
+
+
+def _inner_of(observer: LoaderObserver) -> _Inner | None:
+    return next((one for one in _stack.inner if one.observer is observer), None)
+
+
+def _tensor(data: Any, depth: int = 3) -> Tensor | None:
+    """The first tensor of a batch."""
+    if isinstance(data, Tensor) or not depth:
+        return data if isinstance(data, Tensor) else None
+    parts = data.values() if isinstance(data, Mapping) else data
+    for part in parts if isinstance(data, (Mapping, list, tuple)) else ():
+        found = _tensor(part, depth - 1)
+        if found is not None:
+            return found
+    return None
 
 
 def _targets() -> list[Target]:
@@ -89,7 +167,10 @@ def _begin(iterator: Any, loader: Any, observers: Observers) -> None:
     """A new iteration: an iterator is made, or one with persistent workers starts over."""
     wanting = [observer for observer in observers() if observer.wants(loader)]
     if wanting:
-        streams = [(observer, observer.begins(loader)) for observer in wanting]
+        streams = [
+            (observer, None if _inner_of(observer) else observer.begins(loader))
+            for observer in wanting
+        ]
         _states[iterator] = _State(streams, threading.get_ident())
     else:
         _states.pop(iterator, None)
@@ -155,11 +236,16 @@ def _wrap_next(original: Function, observers: Observers) -> Function:
             data = original(self)
         except StopIteration:
             for observer, stream in told:
-                observer.ended(stream)
+                if stream is not None:
+                    observer.ended(stream)
             raise
         indices = _indices(self, state)
         for observer, stream in told:
-            observer.delivered(stream, indices, data)
+            inner = _inner_of(observer) if _stack.inner else None
+            if inner is not None:
+                inner.add(data, indices)
+            elif stream is not None:
+                observer.delivered(stream, indices, data)
         return data
 
     return __next__

@@ -5,13 +5,7 @@ Who mends a loop takes it off its list: the tests of these fail when they pass.
 
 from __future__ import annotations
 
-RECORDS: dict[str, str] = {
-    # feeding
-    "wrapping_watched": (
-        "step 0: its batch is told twice, as the loader's and as the wrapper's that is watched: "
-        "nothing knows that one is delivered inside the other"
-    ),
-}
+RECORDS: dict[str, str] = {}
 """Loops whose records do not tell the truth: the first difference, and its cause."""
 
 NEUTRALITY: dict[str, str] = {}

@@ -206,6 +206,68 @@ def test_any_iterable_through_batches() -> None:
     assert dict(vars(loader)) == before
 
 
+class PassingOn:
+    """As progress bars do: the loader's own batches."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.loader
+
+
+class Changing(PassingOn):
+    def __iter__(self) -> Iterator[Any]:
+        for [x] in self.loader:
+            yield [x + 0]
+
+
+class Ahead(PassingOn):
+    def __iter__(self) -> Iterator[Any]:
+        waiting = []
+        for batch in self.loader:
+            waiting.append(batch)
+            if len(waiting) == 3:
+                yield waiting.pop(0)
+        yield from waiting
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [PassingOn, Changing, Ahead])
+def test_what_is_made_of_a_loader_delivers_once(
+    kind: type[PassingOn], workers: int, given: bool
+) -> None:
+    """The watched iterable's batches are the steps': with indices where they are passed on."""
+    loader = DataLoader(Numbers(20), batch_size=4, shuffle=True, num_workers=workers)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    truth, source = [], kind(loader)
+    with gradtrace(model, loader=loader if given else None, directory=None) as trace:
+        for epoch in range(2):
+            for k, [x] in enumerate(trace.batches(source)):
+                model(x).sum().backward()
+                optimizer.step()
+                ids = tuple(int(v) for v in x.flatten().tolist())
+                truth.append((epoch, k, None if kind is Changing else ids))
+    found = [[(b.epoch, b.batch_index, b.sample_ids) for b in r.batches] for r in trace.steps]
+    assert found == [[one] for one in truth]
+    assert [batch.ordinal for r in trace.steps for batch in r.batches] == list(range(10))
+
+
+def test_a_loader_beside_a_watched_iterable_is_its_own() -> None:
+    """Only what is delivered within is the iterable's: two sources, two batches a step."""
+    loader = DataLoader(Numbers(12), batch_size=4)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    with gradtrace(model, directory=None) as trace:
+        for [x], y in zip(loader, trace.batches([1.0, 2.0, 3.0]), strict=True):
+            (model(x) * y).sum().backward()
+            optimizer.step()
+    ids = [[b.sample_ids for b in r.batches] for r in trace.steps]
+    assert ids == [[(0, 1, 2, 3), None], [(4, 5, 6, 7), None], [(8, 9, 10, 11), None]]
+
+
 def test_two_live_iterators_are_told_apart() -> None:
     """Two iterators over one loader at a time are two epochs, each with its own indices."""
     loader = DataLoader(Numbers(8), batch_size=2, shuffle=True)
