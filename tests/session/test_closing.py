@@ -327,6 +327,8 @@ if how == "caught":
 elif how.startswith("exit"):
     sys.exit(int(how[-1]))
 elif how == "interrupt":
+    # What runs in the background of a shell is born deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.raise_signal(signal.SIGINT)
 elif "thread" in how:
     def work():
