@@ -66,10 +66,18 @@ def internal_errors(
     assert errors or not swallows, "marked `swallows`, but no error of gradtrace's was held back"
 
 
+def _watched() -> list[str]:
+    """The functions that traces watch at present."""
+    return [entry.target.name for entry in registry._installed.values() if entry.observers()]
+
+
 @pytest.fixture(autouse=True)
 def _everything_is_restored() -> Iterator[None]:
-    """After each test torch has its own functions, and no hook of a trace."""
+    """After each test torch has its own functions, and no hook of a trace.
+
+    But for what is watched by a trace that runs through several tests, as a fixture of theirs.
+    """
+    before = _watched()
     yield
-    assert not module._global_forward_hooks, "a trace has left its hook on modules"
-    watched = [entry.target.name for entry in registry._installed.values() if entry.observers()]
-    assert not watched, "a trace has left these functions watched"
+    assert _watched() == before, "a trace has left these functions watched"
+    assert before or not module._global_forward_hooks, "a trace has left its hook on modules"
